@@ -1,0 +1,92 @@
+//! The devices that applications open, and the choice among them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, ErrorKind, Result};
+
+/// A kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// A userspace block device driven through io_uring.
+    Ublk,
+    /// A FUSE file, with a loop device on top where the process may make one.
+    Fuse,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ublk => "ublk",
+            Self::Fuse => "fuse",
+        })
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "ublk" => Ok(Self::Ublk),
+            "fuse" => Ok(Self::Fuse),
+            other => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("`{other}` is no kind of device; use auto, ublk or fuse"),
+            )),
+        }
+    }
+}
+
+/// How a device is set up.
+#[derive(Debug, Clone)]
+pub struct DeviceOptions {
+    /// The name under which the device runs.
+    pub name: String,
+    /// The directory of this device's run-time state.
+    pub run_directory: PathBuf,
+    /// How many queues serve it.
+    pub queues: u16,
+    /// How many requests each queue holds.
+    pub depth: u16,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// What has to be known of a device to remove it after its process has died.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum DeviceRecord {
+    /// A ublk device.
+    Ublk {
+        /// The number in `/dev/ublkbN`.
+        id: u32,
+    },
+    /// A FUSE mount.
+    Fuse {
+        /// Where it is mounted.
+        mount_point: PathBuf,
+        /// The loop device on top, if there is one.
+        loop_device: Option<PathBuf>,
+    },
+}
+
+/// A device that is being served.
+pub trait Device: Send {
+    /// What applications open.
+    fn path(&self) -> &Path;
+
+    /// How to remove it should this process die.
+    fn record(&self) -> DeviceRecord;
+
+    /// Completes when the device ended without being asked to, with the reason.
+    fn ended(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Error> + Send + '_>>;
+
+    /// Lets what is in flight finish, flushes, and removes the device. Unless `force` is set, a
+    /// device that somebody holds open stays, and the error (`Busy`) says by whom.
+    fn stop(&mut self, force: bool) -> Result<()>;
+}

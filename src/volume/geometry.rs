@@ -1,0 +1,218 @@
+//! Positions and sizes, each in a type of its own.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::{Error, ErrorKind, Result};
+
+/// Bytes in a block, the grain of the state map.
+pub const BLOCK_BYTES: u64 = 4096;
+
+/// The smallest chunk, in bytes.
+pub const CHUNK_BYTES_MIN: u64 = 4096;
+
+/// The largest chunk, in bytes.
+pub const CHUNK_BYTES_MAX: u64 = 4 << 20;
+
+/// The chunk that is used unless another one is asked for, in bytes.
+pub const CHUNK_BYTES_DEFAULT: u64 = 256 << 10;
+
+/// The largest volume, in bytes: what a Linux block device can address with a signed offset.
+pub const VOLUME_BYTES_MAX: u64 = i64::MAX as u64 & !(BLOCK_BYTES - 1);
+
+/// A position in a volume, in bytes from its start.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ByteOffset(pub u64);
+
+/// The number of a block of [`BLOCK_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockIndex(pub u64);
+
+/// The number of a chunk; how long chunks are is a property of the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkIndex(pub u64);
+
+impl ByteOffset {
+    /// The position `len_bytes` further on, or `None` past the end of what can be addressed.
+    pub fn checked_add(self, len_bytes: u64) -> Option<Self> {
+        self.0.checked_add(len_bytes).map(Self)
+    }
+
+    /// The position `len_bytes` further on, for a range that was already checked.
+    ///
+    /// # Panics
+    /// In debug builds when it overflows.
+    #[must_use]
+    pub fn advanced(self, len_bytes: u64) -> Self {
+        Self(self.0 + len_bytes)
+    }
+}
+
+impl fmt::Debug for ByteOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "@{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for ByteOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The sizes of a volume.
+///
+/// A resource whose size is no multiple of the logical block shows as a device that is padded with
+/// zeros up to the next multiple. The resource itself is never extended.
+///
+/// ```
+/// use blockferry::volume::Geometry;
+/// let geometry = Geometry::new(1000, 512)?;
+/// assert_eq!(geometry.device_bytes(), 1024);
+/// assert_eq!(geometry.padding_bytes(), 24);
+/// # Ok::<(), blockferry::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    resource_bytes: u64,
+    logical_block_bytes: u32,
+    physical_block_bytes: u32,
+}
+
+impl Geometry {
+    /// A geometry for a resource of `resource_bytes`, with logical blocks of
+    /// `logical_block_bytes` (a power of two from 512 to 4096).
+    ///
+    /// # Errors
+    /// `InvalidInput` for an empty or too large resource and for any other block size.
+    pub fn new(resource_bytes: u64, logical_block_bytes: u32) -> Result<Self> {
+        if resource_bytes == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "the resource is empty; a block device needs at least one byte",
+            ));
+        }
+        if resource_bytes > VOLUME_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "a size of {resource_bytes} bytes is above the limit of {VOLUME_BYTES_MAX}"
+                ),
+            ));
+        }
+        if !logical_block_bytes.is_power_of_two() || !(512..=4096).contains(&logical_block_bytes) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "a block size of {logical_block_bytes} is not one of 512, 1024, 2048, 4096"
+                ),
+            ));
+        }
+        Ok(Self {
+            resource_bytes,
+            logical_block_bytes,
+            physical_block_bytes: BLOCK_BYTES as u32,
+        })
+    }
+
+    /// How long the resource is.
+    pub fn resource_bytes(&self) -> u64 {
+        self.resource_bytes
+    }
+
+    /// How long the device is: the resource, padded to a whole logical block.
+    pub fn device_bytes(&self) -> u64 {
+        self.resource_bytes
+            .next_multiple_of(u64::from(self.logical_block_bytes))
+    }
+
+    /// How many bytes of the device lie past the end of the resource.
+    pub fn padding_bytes(&self) -> u64 {
+        self.device_bytes() - self.resource_bytes
+    }
+
+    /// The smallest unit that the device reads or writes.
+    pub fn logical_block_bytes(&self) -> u32 {
+        self.logical_block_bytes
+    }
+
+    /// The unit that the device reads or writes best.
+    pub fn physical_block_bytes(&self) -> u32 {
+        self.physical_block_bytes
+    }
+
+    /// Whether the range lies within the device.
+    pub fn contains(&self, offset: ByteOffset, len_bytes: u64) -> bool {
+        offset
+            .checked_add(len_bytes)
+            .is_some_and(|end| end.0 <= self.device_bytes())
+    }
+
+    /// How many of the `len_bytes` from `offset` lie within the resource; the rest is padding.
+    pub fn within_resource(&self, offset: ByteOffset, len_bytes: u64) -> u64 {
+        self.resource_bytes.saturating_sub(offset.0).min(len_bytes)
+    }
+}
+
+/// The blocks that a range touches.
+pub fn blocks_touched(offset: ByteOffset, len_bytes: u64) -> Range<u64> {
+    offset.0 / BLOCK_BYTES..(offset.0 + len_bytes).div_ceil(BLOCK_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn padding_is_shorter_than_a_block_and_never_lost(
+            resource in 1u64..1 << 50,
+            shift in 9u32..=12,
+        ) {
+            let geometry = Geometry::new(resource, 1 << shift).expect("legal");
+            prop_assert!(geometry.padding_bytes() < 1 << shift);
+            prop_assert_eq!(geometry.device_bytes() % (1 << shift), 0);
+            prop_assert_eq!(geometry.device_bytes() - geometry.padding_bytes(), resource);
+        }
+
+        #[test]
+        fn a_range_splits_into_resource_and_padding(
+            resource in 1u64..1 << 20,
+            offset in 0u64..1 << 21,
+            len in 0u64..1 << 21,
+        ) {
+            let geometry = Geometry::new(resource, 512).expect("legal");
+            let inside = geometry.within_resource(ByteOffset(offset), len);
+            prop_assert!(inside <= len);
+            for at in [0, inside.saturating_sub(1), inside, len.saturating_sub(1)] {
+                if at < len {
+                    prop_assert_eq!(at < inside, offset + at < resource);
+                }
+            }
+        }
+
+        #[test]
+        fn a_range_that_overflows_is_outside(offset in any::<u64>(), len in any::<u64>()) {
+            let geometry = Geometry::new(1 << 30, 512).expect("legal");
+            let inside = u128::from(offset) + u128::from(len) <= 1 << 30;
+            prop_assert_eq!(geometry.contains(ByteOffset(offset), len), inside);
+        }
+    }
+
+    #[test]
+    fn sizes_that_make_no_device_are_refused() {
+        assert!(Geometry::new(0, 512).is_err());
+        assert!(Geometry::new(u64::MAX, 512).is_err());
+        for block in [0, 1, 256, 513, 8192] {
+            assert!(Geometry::new(4096, block).is_err(), "{block}");
+        }
+    }
+
+    #[test]
+    fn blocks_touched_counts_partial_blocks() {
+        assert_eq!(blocks_touched(ByteOffset(0), 0), 0..0);
+        assert_eq!(blocks_touched(ByteOffset(4095), 2), 0..2);
+        assert_eq!(blocks_touched(ByteOffset(4096), 4096), 1..2);
+    }
+}
