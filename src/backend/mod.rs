@@ -1,1 +1,6 @@
 //! The kinds of resource: one file a kind, and the registry from URL to backend.
+
+mod local;
+mod registry;
+
+pub use registry::{Kind, OpenOptions, Resource, open};

@@ -134,7 +134,7 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// Writes zeros, a piece at a time.
-fn write_zeroes_by_writing<B: Backend + ?Sized>(
+pub(crate) fn write_zeroes_by_writing<B: Backend + ?Sized>(
     backend: &B,
     offset: u64,
     len: u64,

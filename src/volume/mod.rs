@@ -1,12 +1,39 @@
 //! The engine: geometry, requests, data paths and the queues that drive them.
 //!
 //! Nothing here knows a device or a socket. A device kind owns threads and a ring for each; it
-//! hands every request to its [`EngineQueue`](queue::EngineQueue) and gives the answer back.
+//! hands every request to its [`EngineQueue`] and gives the answer back.
 
 pub mod backend;
+pub mod bell;
+pub mod buffer;
+pub mod counters;
+pub mod file;
 pub mod geometry;
+mod local_io;
+pub mod mailbox;
+pub mod memory;
+pub mod misses;
+pub mod pool;
+pub mod queue;
+mod ranges;
 pub mod request;
+pub mod ring;
+pub mod size;
+#[allow(
+    clippy::module_inception,
+    reason = "the volume is what this folder is about"
+)]
+pub mod volume;
 
 pub use backend::{AsyncBackend, Backend, BackendFuture, Capabilities, Extent, Priority};
+pub use buffer::{RequestBuffer, RequestMemory};
+pub use counters::{Counters, QueueCounters};
+pub use file::{FileOptions, FileStore};
 pub use geometry::{BlockIndex, ByteOffset, ChunkIndex, Geometry};
+pub use memory::MemoryMap;
+pub use misses::{Miss, MissQueue};
+pub use pool::Pooled;
+pub use queue::EngineQueue;
 pub use request::{Errno, Op, Outcome, Request, Tag};
+pub use ring::{Owner, QueueRing};
+pub use volume::{Store, Volume};

@@ -1,0 +1,241 @@
+//! From a URL to an open resource.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::volume::{
+    AsyncBackend, FileOptions, FileStore, Geometry, MemoryMap, Pooled, size::parse_size,
+};
+use crate::{Backend, Context, Error, ErrorKind, Result};
+
+use super::local::{LocalFile, LocalMemory};
+
+/// How a resource is to be opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenOptions {
+    /// Refuse writes.
+    pub read_only: bool,
+    /// The device's logical block in bytes; the resource's own unless given.
+    pub block_bytes: Option<u32>,
+    /// For a file that a ring will drive: past the page cache where that is possible.
+    pub direct_io: bool,
+}
+
+/// What a resource is, once it is open.
+#[derive(Clone)]
+pub enum Kind {
+    /// Memory of this process.
+    Memory(Arc<MemoryMap>),
+    /// A local file or block device.
+    File(Arc<FileStore>),
+    /// Anything else.
+    Other(Arc<dyn AsyncBackend>),
+}
+
+/// An open resource.
+#[derive(Clone)]
+pub struct Resource {
+    /// Its URL, without secrets.
+    pub url: String,
+    /// Its sizes.
+    pub geometry: Geometry,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+    /// Changes when what was written but not flushed may be gone: with a reboot for a file, with
+    /// the process for memory.
+    pub instance: [u8; 16],
+    /// The resource itself.
+    pub kind: Kind,
+}
+
+impl std::fmt::Debug for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resource")
+            .field("url", &self.url)
+            .field("geometry", &self.geometry)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Resource {
+    /// A resource over a backend of the caller's own.
+    ///
+    /// # Errors
+    /// When the backend cannot tell its size, or the size makes no device.
+    pub fn custom(name: &str, backend: Arc<dyn Backend>, options: OpenOptions) -> Result<Self> {
+        let pooled =
+            Pooled::new(backend).context_io(|| format!("cannot find the size of {name}"))?;
+        Self::remote(name, Arc::new(pooled), options)
+    }
+
+    /// A resource over an asynchronous backend.
+    ///
+    /// # Errors
+    /// When its size makes no device.
+    pub fn remote(
+        name: &str,
+        backend: Arc<dyn AsyncBackend>,
+        options: OpenOptions,
+    ) -> Result<Self> {
+        let capabilities = backend.capabilities();
+        Ok(Self {
+            url: name.to_owned(),
+            geometry: geometry(backend.size(), capabilities.logical_block_bytes, options)?,
+            read_only: options.read_only || capabilities.read_only,
+            instance: process_instance()?,
+            kind: Kind::Other(backend),
+        })
+    }
+
+    /// Its asynchronous face, for a server or a fetcher.
+    pub fn as_async(&self) -> Arc<dyn AsyncBackend> {
+        match &self.kind {
+            Kind::Memory(memory) => Arc::new(LocalMemory::new(memory.clone())),
+            Kind::File(file) => Arc::new(LocalFile::new(file.clone())),
+            Kind::Other(backend) => backend.clone(),
+        }
+    }
+
+    /// Whether it is gone when this process ends.
+    pub fn is_memory(&self) -> bool {
+        matches!(self.kind, Kind::Memory(_))
+    }
+}
+
+/// Opens a local resource: `mem:SIZE` or `file:PATH`.
+///
+/// ```
+/// use blockferry::backend::{OpenOptions, open};
+/// let disk = open("mem:1MiB", &OpenOptions::default())?;
+/// assert_eq!(disk.geometry.device_bytes(), 1 << 20);
+/// # Ok::<(), blockferry::Error>(())
+/// ```
+///
+/// # Errors
+/// `InvalidInput` for a URL that cannot be understood, and what opening the resource gives.
+pub fn open(url: &str, options: &OpenOptions) -> Result<Resource> {
+    let (scheme, rest) = url.split_once(':').ok_or_else(|| {
+        let hint = if Path::new(url).exists() {
+            format!("; did you mean file:{url}?")
+        } else {
+            String::new()
+        };
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("`{url}` is no resource URL{hint}{KNOWN_SCHEMES}"),
+        )
+    })?;
+    match scheme {
+        "mem" => open_memory(url, rest, options),
+        "file" => open_file(url, rest, options),
+        other => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("`{other}:` is no kind of resource that is known here{KNOWN_SCHEMES}"),
+        )),
+    }
+}
+
+const KNOWN_SCHEMES: &str =
+    "; there are mem:SIZE (mem:1GiB), file:PATH (file:/srv/disk.img) and blockferry://… tickets";
+
+fn open_memory(url: &str, size: &str, options: &OpenOptions) -> Result<Resource> {
+    let len_bytes = parse_size(size)?;
+    let geometry = geometry(len_bytes, 512, *options)?;
+    Ok(Resource {
+        url: url.to_owned(),
+        geometry,
+        read_only: options.read_only,
+        instance: process_instance()?,
+        kind: Kind::Memory(Arc::new(MemoryMap::new(len_bytes)?)),
+    })
+}
+
+fn open_file(url: &str, path: &str, options: &OpenOptions) -> Result<Resource> {
+    let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+    if path.as_os_str().is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("`{url}` names no file{KNOWN_SCHEMES}"),
+        ));
+    }
+    let store = FileStore::open(
+        path,
+        FileOptions {
+            read_only: options.read_only,
+            direct_alignment_bytes: options
+                .direct_io
+                .then_some(options.block_bytes.unwrap_or(512)),
+        },
+    )?;
+    Ok(Resource {
+        url: url.to_owned(),
+        geometry: geometry(store.len_bytes(), store.logical_block_bytes(), *options)?,
+        read_only: options.read_only,
+        instance: boot_instance()?,
+        kind: Kind::File(Arc::new(store)),
+    })
+}
+
+/// The geometry that the options ask for; never finer than what the resource can address.
+fn geometry(len_bytes: u64, own_block_bytes: u32, options: OpenOptions) -> Result<Geometry> {
+    let block_bytes = options.block_bytes.unwrap_or(own_block_bytes);
+    if block_bytes < own_block_bytes {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "a block size of {block_bytes} is below the resource's own of {own_block_bytes}"
+            ),
+        ));
+    }
+    Geometry::new(len_bytes, block_bytes)
+}
+
+/// Differs from process to process.
+fn process_instance() -> Result<[u8; 16]> {
+    parse_uuid("/proc/sys/kernel/random/uuid")
+}
+
+/// Differs from boot to boot.
+fn boot_instance() -> Result<[u8; 16]> {
+    parse_uuid("/proc/sys/kernel/random/boot_id")
+}
+
+fn parse_uuid(path: &str) -> Result<[u8; 16]> {
+    let context = || format!("cannot read an identity from {path}");
+    let text = std::fs::read_to_string(path).context_io(context)?;
+    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+    u128::from_str_radix(&digits, 16)
+        .map(u128::to_be_bytes)
+        .map_err(io::Error::other)
+        .context_io(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_that_name_nothing_say_what_would() {
+        for url in [
+            "",
+            "nonsense",
+            "ftp://host/x",
+            "mem:",
+            "mem:-1",
+            "mem:1Gb",
+            "file:",
+            "mem:0",
+        ] {
+            let error = open(url, &OpenOptions::default()).expect_err(url);
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_path_without_a_scheme_gets_a_hint() {
+        let error = open("/etc/hostname", &OpenOptions::default()).expect_err("no scheme");
+        assert!(error.to_string().contains("file:/etc/hostname"), "{error}");
+    }
+}

@@ -1,0 +1,242 @@
+//! The engine's side of one queue: requests in, answers out, on one thread.
+//!
+//! The hot path is [`EngineQueue::start`]: a request on memory is answered in it, one on a file
+//! becomes an operation on the ring that the device shares with the engine, and one on anything
+//! else goes to the asynchronous side and comes back through the mailbox.
+
+use std::io;
+use std::sync::Arc;
+
+use super::buffer::{RequestBuffer, RequestMemory};
+use super::counters::QueueCounters;
+use super::local_io::LocalQueue;
+use super::memory::MemoryMap;
+use super::misses::{MissQueue, Post};
+use super::request::{Errno, Op, Outcome, Request, Tag};
+use super::ring::QueueRing;
+use super::volume::{Store, Volume};
+
+/// How often a queue looks into its mailbox before it parks, at most.
+const SPINS_MAX: u32 = 64;
+
+/// One queue of a volume. It belongs to the thread that serves the queue.
+#[derive(Debug)]
+pub struct EngineQueue {
+    volume: Arc<Volume>,
+    local: LocalQueue,
+    post: Arc<Post>,
+    /// Requests with the asynchronous side.
+    away: u32,
+    /// Requests went there since it was last woken.
+    wake_misses: bool,
+    spins: u32,
+    counters: Arc<QueueCounters>,
+}
+
+impl EngineQueue {
+    /// A queue that holds `depth` requests.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub fn new(volume: Arc<Volume>, depth: u16) -> io::Result<Self> {
+        let counters = volume.new_counters();
+        Ok(Self {
+            local: LocalQueue::new(depth),
+            post: volume.new_post(depth)?,
+            away: 0,
+            wake_misses: false,
+            spins: SPINS_MAX,
+            counters,
+            volume,
+        })
+    }
+
+    /// Starts a request. `Some`: it has ended already. Otherwise it ends in
+    /// [`completed`](Self::completed) or [`collect`](Self::collect), with the same tag.
+    pub fn start(
+        &mut self,
+        ring: &mut QueueRing,
+        tag: Tag,
+        request: Request,
+        buffer: RequestBuffer,
+    ) -> Option<Outcome> {
+        self.counters.count_request(&request);
+        let outcome = self.dispatch(ring, tag, request, buffer);
+        if let Some(outcome) = &outcome {
+            self.counters.count_outcome(outcome);
+        }
+        outcome
+    }
+
+    fn dispatch(
+        &mut self,
+        ring: &mut QueueRing,
+        tag: Tag,
+        request: Request,
+        mut buffer: RequestBuffer,
+    ) -> Option<Outcome> {
+        let inside_bytes = match self.volume.admit(&request, &mut buffer) {
+            Ok(0) if request.op != Op::Flush => return Some(Ok(())),
+            Ok(inside_bytes) => inside_bytes,
+            Err(errno) => return Some(Err(errno)),
+        };
+        match &self.volume.store {
+            Store::Memory(memory) => {
+                match answer_from_memory(memory, &request, buffer, inside_bytes) {
+                    MemoryAnswer::Ended(outcome) => Some(outcome),
+                    MemoryAnswer::Unmap(unmap) => self.local.start_unmap(ring, tag, request, unmap),
+                }
+            }
+            Store::File(file) => {
+                self.local
+                    .start_on_file(ring, file, tag, request, buffer, inside_bytes)
+            }
+            Store::Async(misses) => {
+                let RequestBuffer::Memory(memory) = buffer else {
+                    return Some(Err(Errno::EIO));
+                };
+                let request = Request {
+                    len_bytes: inside_bytes,
+                    ..request
+                };
+                misses.push(request, memory, &self.post, tag);
+                self.away += 1;
+                self.wake_misses = true;
+                None
+            }
+        }
+    }
+
+    /// Takes a completion that has [`Owner::Engine`](super::ring::Owner::Engine).
+    pub fn completed(&mut self, ring: &mut QueueRing, tag: Tag, result: i32) -> Option<Outcome> {
+        let store = match &self.volume.store {
+            Store::File(file) => Some(file),
+            _ => None,
+        };
+        let outcome = self.local.completed(ring, store, tag, result);
+        if let Some(outcome) = &outcome {
+            self.counters.count_outcome(outcome);
+        }
+        outcome
+    }
+
+    /// Gives the answers that came from the asynchronous side.
+    pub fn collect(&mut self, mut each: impl FnMut(Tag, Outcome)) {
+        if self.away == 0 {
+            return;
+        }
+        let (away, counters) = (&mut self.away, &self.counters);
+        self.post.mailbox.take(|tag, outcome| {
+            *away -= 1;
+            counters.count_outcome(&outcome);
+            each(tag, outcome);
+        });
+    }
+
+    /// Ends the turn: starts what was queued on the ring and waits for the next thing to do. The
+    /// answers that ended the wait are in the ring and in the mailbox.
+    ///
+    /// # Errors
+    /// When the ring itself is broken.
+    pub fn wait(&mut self, ring: &mut QueueRing) -> io::Result<()> {
+        if self.away == 0 {
+            return ring.submit_and_wait(true);
+        }
+        if std::mem::take(&mut self.wake_misses) {
+            if let Store::Async(misses) = &self.volume.store {
+                misses.wake();
+            }
+        }
+        let sleep = !self.spin_for_mail() && self.post.mailbox.park();
+        let result = ring.submit_and_wait(sleep);
+        self.post.mailbox.unpark();
+        result
+    }
+
+    /// Looks for mail for a moment. The moment grows while looking helps and shrinks while not.
+    fn spin_for_mail(&mut self) -> bool {
+        for _ in 0..self.spins {
+            if !self.post.mailbox.is_empty() {
+                self.spins = (self.spins * 2).min(SPINS_MAX);
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        self.spins = (self.spins / 2).max(1);
+        false
+    }
+
+    /// Whether requests are still with the asynchronous side.
+    pub fn is_waiting(&self) -> bool {
+        self.away > 0
+    }
+
+    /// Where answers arrive; its bell has to be armed on the ring of a volume that
+    /// [needs](Volume::needs_bell) it.
+    pub fn post(&self) -> &Arc<Post> {
+        &self.post
+    }
+}
+
+enum MemoryAnswer {
+    Ended(Outcome),
+    Unmap(super::memory::Unmap),
+}
+
+fn answer_from_memory(
+    memory: &MemoryMap,
+    request: &Request,
+    buffer: RequestBuffer,
+    inside_bytes: u64,
+) -> MemoryAnswer {
+    let offset = request.offset.0;
+    match (request.op, buffer) {
+        (Op::Read, RequestBuffer::Memory(mut to)) => {
+            memory.read(offset, &mut to.bytes_mut()[..inside_bytes as usize]);
+        }
+        (Op::Write, RequestBuffer::Memory(from)) => {
+            memory.write(offset, &from.bytes()[..inside_bytes as usize]);
+        }
+        (Op::Discard | Op::WriteZeroes, _) => {
+            if let Some(unmap) = memory.zero_edges(offset, inside_bytes) {
+                return MemoryAnswer::Unmap(unmap);
+            }
+        }
+        (Op::Flush, _) => {}
+        (_, RequestBuffer::Registered(_)) => return MemoryAnswer::Ended(Err(Errno::EIO)),
+    }
+    MemoryAnswer::Ended(Ok(()))
+}
+
+/// Answers a request on a memory volume where it stands, for devices that have no ring at hand.
+/// `None` when the volume is of another kind.
+pub fn answer_inline(
+    volume: &Volume,
+    counters: &QueueCounters,
+    request: Request,
+    memory: RequestMemory,
+) -> Option<Outcome> {
+    let Store::Memory(store) = &volume.store else {
+        return None;
+    };
+    counters.count_request(&request);
+    let mut buffer = RequestBuffer::Memory(memory);
+    let outcome = volume
+        .admit(&request, &mut buffer)
+        .and_then(
+            |inside_bytes| match answer_from_memory(store, &request, buffer, inside_bytes) {
+                MemoryAnswer::Ended(outcome) => outcome,
+                MemoryAnswer::Unmap(unmap) => unmap.run().map_err(Errno::from),
+            },
+        );
+    counters.count_outcome(&outcome);
+    Some(outcome)
+}
+
+/// The requests of a volume that the asynchronous side has to serve; `None` for local volumes.
+pub fn misses_of(volume: &Volume) -> Option<&Arc<MissQueue>> {
+    match &volume.store {
+        Store::Async(misses) => Some(misses),
+        _ => None,
+    }
+}
