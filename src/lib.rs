@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod device;
 pub mod error;
+pub mod mount;
 pub mod volume;
 
 pub use error::{Context, Error, ErrorKind, Result};

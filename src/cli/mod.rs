@@ -1,6 +1,7 @@
 //! The command line: one file a verb, arguments first, their meaning second.
 
 use std::process::ExitCode;
+mod mount;
 
 use clap::{Parser, Subcommand};
 
@@ -18,10 +19,20 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {}
+enum Verb {
+    Mount(mount::MountArgs),
+}
 
 /// Runs the verb on the command line and gives the exit code: 0, 1 for a failure, 2 for usage.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    match cli.verb {}
+    match cli.verb {
+        Verb::Mount(a) => {
+            if let Err(e) = a.run() {
+                eprintln!("{e:?}");
+                return ExitCode::FAILURE;
+            }
+            ExitCode::SUCCESS
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The devices that applications open, and the choice among them.
 
+pub mod ublk;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -75,7 +77,7 @@ pub enum DeviceRecord {
     },
 }
 
-/// A device that is being served.
+/// A device that is being served. Dropping it removes it.
 pub trait Device: Send {
     /// What applications open.
     fn path(&self) -> &Path;
@@ -86,7 +88,30 @@ pub trait Device: Send {
     /// Completes when the device ended without being asked to, with the reason.
     fn ended(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Error> + Send + '_>>;
 
-    /// Lets what is in flight finish, flushes, and removes the device. Unless `force` is set, a
-    /// device that somebody holds open stays, and the error (`Busy`) says by whom.
-    fn stop(&mut self, force: bool) -> Result<()>;
+    /// Writes back what the kernel has cached of the device, and flushes the volume.
+    ///
+    /// # Errors
+    /// When bytes could not be made durable.
+    fn flush(&mut self) -> Result<()>;
+
+    /// Takes the device away, also from those who hold it open, and lets what is in flight finish.
+    ///
+    /// # Errors
+    /// When the kernel does not let go of it.
+    fn remove(&mut self) -> Result<()>;
+}
+
+/// Tells the kernel that the calling thread serves a block device, so that it never waits for
+/// memory which only this device could free. Needs the right to do so; without it the machine can
+/// lock up when it runs out of memory while writing to the device.
+pub(crate) fn become_io_flusher() {
+    /// `include/uapi/linux/prctl.h`
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: changes a flag of the calling thread only.
+    if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
+        tracing::debug!(
+            error = %std::io::Error::last_os_error(),
+            "this thread may wait for memory under memory pressure"
+        );
+    }
 }

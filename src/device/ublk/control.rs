@@ -1,0 +1,308 @@
+//! Control commands to the ublk driver, each with a time limit.
+//!
+//! The commands of the libublk crate wait without one, so the structures are taken from its
+//! bindings and the commands are given here, on a ring of our own.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use io_uring::{IoUring, opcode, squeue, types};
+use libublk_rs_sys as sys;
+
+use crate::{Context, Error, ErrorKind, Result};
+
+/// Where the driver takes commands.
+pub(super) const CONTROL_PATH: &str = "/dev/ublk-control";
+
+/// How long a command may take that involves no I/O of the device.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long starting may take: the kernel reads the partition table from the device.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How long stopping may take: the kernel writes back what it has cached of the device.
+const STOP_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A number that lets the driver choose one.
+const ANY_DEVICE: u32 = u32::MAX;
+
+/// No particular queue.
+const NO_QUEUE: u16 = u16::MAX;
+
+/// The device as the driver describes it.
+pub(super) type DeviceInfo = sys::ublksrv_ctrl_dev_info;
+
+/// What a command reads or writes; larger than any of the driver's structures.
+type CommandData = [u64; 64];
+
+/// The connection to the driver.
+pub(super) struct Control {
+    file: File,
+    ring: IoUring<squeue::Entry128>,
+    data: Box<CommandData>,
+    /// A command that timed out may still write to the data.
+    abandoned: bool,
+}
+
+impl Control {
+    /// Connects to the driver.
+    ///
+    /// # Errors
+    /// `NotFound` without the driver, `PermissionDenied` without the right to use it.
+    pub(super) fn open() -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(CONTROL_PATH)
+            .context_io(|| match nix::unistd::geteuid().is_root() {
+                true => format!("cannot open {CONTROL_PATH}; try: modprobe ublk_drv"),
+                false => format!("cannot open {CONTROL_PATH}; run as root"),
+            })?;
+        let ring = IoUring::builder()
+            .build(4)
+            .context_io(|| "cannot set up io_uring for control commands")?;
+        Ok(Self {
+            file,
+            ring,
+            data: Box::new([0; 64]),
+            abandoned: false,
+        })
+    }
+
+    /// What the driver can do, as a mask of `UBLK_F_*`.
+    pub(super) fn features(&mut self) -> Result<u64> {
+        let len = sys::UBLK_FEATURES_LEN as usize;
+        self.command(
+            "GET_FEATURES",
+            sys::UBLK_U_CMD_GET_FEATURES,
+            0,
+            len,
+            0,
+            COMMAND_TIMEOUT,
+        )?;
+        Ok(self.data[0])
+    }
+
+    /// Adds a device. What comes back says which number and which of the wanted flags it got.
+    pub(super) fn add(&mut self, wanted: DeviceInfo) -> Result<DeviceInfo> {
+        self.put(&DeviceInfo {
+            dev_id: ANY_DEVICE,
+            ..wanted
+        });
+        let len = size_of::<DeviceInfo>();
+        self.command(
+            "ADD_DEV",
+            sys::UBLK_U_CMD_ADD_DEV,
+            ANY_DEVICE,
+            len,
+            0,
+            COMMAND_TIMEOUT,
+        )?;
+        Ok(self.take())
+    }
+
+    /// Describes a device; `None` when there is none of that number.
+    pub(super) fn info(&mut self, id: u32) -> Result<Option<DeviceInfo>> {
+        let len = size_of::<DeviceInfo>();
+        let name = "GET_DEV_INFO";
+        match self.command(
+            name,
+            sys::UBLK_U_CMD_GET_DEV_INFO,
+            id,
+            len,
+            0,
+            COMMAND_TIMEOUT,
+        ) {
+            Ok(()) => Ok(Some(self.take())),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets sizes, limits and attributes.
+    pub(super) fn set_params(&mut self, id: u32, params: &sys::ublk_params) -> Result<()> {
+        self.put(params);
+        let len = size_of::<sys::ublk_params>();
+        self.command(
+            "SET_PARAMS",
+            sys::UBLK_U_CMD_SET_PARAMS,
+            id,
+            len,
+            0,
+            COMMAND_TIMEOUT,
+        )
+    }
+
+    /// The processors whose requests go to this queue.
+    pub(super) fn queue_cpus(&mut self, id: u32, queue: u16) -> Result<nix::sched::CpuSet> {
+        self.data.fill(0);
+        let len = size_of::<nix::sched::CpuSet>();
+        self.command(
+            "GET_QUEUE_AFFINITY",
+            sys::UBLK_U_CMD_GET_QUEUE_AFFINITY,
+            id,
+            len,
+            u64::from(queue),
+            COMMAND_TIMEOUT,
+        )?;
+        let mut cpus = nix::sched::CpuSet::new();
+        for cpu in 0..nix::sched::CpuSet::count().min(self.data.len() * 64) {
+            if self.data[cpu / 64] & 1 << (cpu % 64) != 0 {
+                cpus.set(cpu)
+                    .context_io(|| format!("processor {cpu} does not fit the mask"))?;
+            }
+        }
+        Ok(cpus)
+    }
+
+    /// Makes the block device. The queues must serve by now.
+    pub(super) fn start(&mut self, id: u32) -> Result<()> {
+        let pid = u64::from(std::process::id());
+        self.command(
+            "START_DEV",
+            sys::UBLK_U_CMD_START_DEV,
+            id,
+            0,
+            pid,
+            START_TIMEOUT,
+        )
+    }
+
+    /// Takes the block device away. The queues must serve until it is gone.
+    pub(super) fn stop(&mut self, id: u32) -> Result<()> {
+        let result = self.command("STOP_DEV", sys::UBLK_U_CMD_STOP_DEV, id, 0, 0, STOP_TIMEOUT);
+        gone_is_fine(result)
+    }
+
+    /// Gives the number back. Nothing of ours may hold the queue's device or its mapping any more.
+    pub(super) fn delete(&mut self, id: u32) -> Result<()> {
+        let result = self.command(
+            "DEL_DEV",
+            sys::UBLK_U_CMD_DEL_DEV,
+            id,
+            0,
+            0,
+            COMMAND_TIMEOUT,
+        );
+        gone_is_fine(result)
+    }
+
+    fn put<T: Copy>(&mut self, value: &T) {
+        const { assert!(size_of::<T>() <= size_of::<CommandData>()) };
+        // SAFETY: it fits, plain data, and no command is under way.
+        unsafe { self.data.as_mut_ptr().cast::<T>().write(*value) };
+    }
+
+    fn take<T: Copy>(&self) -> T {
+        const { assert!(size_of::<T>() <= size_of::<CommandData>()) };
+        // SAFETY: it fits, and the driver's structures are integers, so any bytes make one.
+        unsafe { self.data.as_ptr().cast::<T>().read() }
+    }
+
+    /// Gives a command and waits for its end.
+    fn command(
+        &mut self,
+        name: &'static str,
+        code: u32,
+        id: u32,
+        data_bytes: usize,
+        inline: u64,
+        timeout: Duration,
+    ) -> Result<()> {
+        if self.abandoned {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("ublk {name}: an earlier command still hangs in the driver"),
+            ));
+        }
+        let command = sys::ublksrv_ctrl_cmd {
+            dev_id: id,
+            queue_id: NO_QUEUE,
+            len: data_bytes as u16,
+            addr: if data_bytes > 0 {
+                self.data.as_ptr() as u64
+            } else {
+                0
+            },
+            data: [inline],
+            ..Default::default()
+        };
+        let mut bytes = [0; 80];
+        // SAFETY: the command is 32 bytes of integers, the field 80 bytes.
+        unsafe {
+            bytes
+                .as_mut_ptr()
+                .cast::<sys::ublksrv_ctrl_cmd>()
+                .write_unaligned(command)
+        };
+        let entry = opcode::UringCmd80::new(types::Fd(self.file.as_raw_fd()), code)
+            .cmd(bytes)
+            .build();
+        // SAFETY: the data is boxed; if the wait is given up it is leaked, see `drop`.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        debug_assert!(pushed.is_ok(), "one command at a time");
+        let what = || match id {
+            ANY_DEVICE => format!("ublk {name} failed"),
+            id => format!("ublk {name} of device {id} failed"),
+        };
+        match self.wait(timeout).context_io(what)? {
+            Some(result) if result >= 0 => Ok(()),
+            Some(result) => Err(Error::io(what(), io::Error::from_raw_os_error(-result))),
+            None => {
+                self.abandoned = true;
+                Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("{} to end within {} s", what(), timeout.as_secs()),
+                ))
+            }
+        }
+    }
+
+    /// `None`: the time is over.
+    fn wait(&mut self, timeout: Duration) -> io::Result<Option<i32>> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(done) = self.ring.completion().next() {
+                return Ok(Some(done.result()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let limit = types::Timespec::from(left);
+            let args = types::SubmitArgs::new().timespec(&limit);
+            match self.ring.submitter().submit_with_args(1, &args) {
+                Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME)) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if self.abandoned {
+            // The driver may still write to it.
+            std::mem::forget(std::mem::replace(&mut self.data, Box::new([0; 64])));
+        }
+    }
+}
+
+fn gone_is_fine(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if is_gone(&error) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_gone(error: &Error) -> bool {
+    use std::error::Error as _;
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|source| source.raw_os_error() == Some(libc::ENODEV))
+}

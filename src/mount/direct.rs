@@ -1,0 +1,186 @@
+//! Direct mounts: every request goes to the resource.
+//!
+//! A memory or file resource needs nothing here, its requests never leave their queue's thread. For
+//! any other the [`Fetcher`] takes them from the queues, gives each a deadline, and answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::backend::{Kind, Resource};
+use crate::volume::misses::MISSES_MAX;
+use crate::volume::{
+    AsyncBackend, Errno, Miss, MissQueue, Op, Outcome, Priority, Request, RequestMemory, Store,
+    Volume,
+};
+
+/// How long a request may take unless another time is asked for.
+pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// A direct mount's volume, and what serves its requests.
+#[derive(Debug)]
+pub struct DirectMount {
+    /// The volume, to be put behind a device.
+    pub volume: Arc<Volume>,
+    /// The asynchronous side; `None` where the resource is local.
+    pub fetcher: Option<Fetcher>,
+}
+
+/// Makes a volume of a resource, for a device that holds at most `requests_max` requests at once.
+/// Must be called in a tokio runtime, which then serves the requests.
+///
+/// `io_timeout`: after that long a request fails with an I/O error; `None` waits for ever. Local
+/// resources have the kernel's own limits.
+pub fn mount(
+    resource: &Resource,
+    requests_max: usize,
+    io_timeout: Option<Duration>,
+) -> DirectMount {
+    let (store, fetcher, discard) = match &resource.kind {
+        Kind::Memory(memory) => (Store::Memory(memory.clone()), None, true),
+        Kind::File(file) => (Store::File(file.clone()), None, true),
+        Kind::Other(backend) => {
+            let misses = Arc::new(MissQueue::new(requests_max.min(MISSES_MAX)));
+            let fetcher = Fetcher::start(misses.clone(), backend.clone(), io_timeout);
+            let discard = backend.capabilities().discard;
+            (Store::Async(misses), Some(fetcher), discard)
+        }
+    };
+    DirectMount {
+        volume: Arc::new(Volume::new(
+            store,
+            resource.geometry,
+            resource.read_only,
+            discard,
+        )),
+        fetcher,
+    }
+}
+
+/// The tasks that serve a volume's requests on its backend. Dropping it ends them; requests that
+/// were under way fail.
+#[derive(Debug)]
+pub struct Fetcher {
+    task: JoinHandle<()>,
+    timeouts: Arc<AtomicU64>,
+}
+
+impl Fetcher {
+    fn start(
+        misses: Arc<MissQueue>,
+        backend: Arc<dyn AsyncBackend>,
+        io_timeout: Option<Duration>,
+    ) -> Self {
+        let timeouts = Arc::new(AtomicU64::new(0));
+        let service = Service {
+            concurrency: Arc::new(Semaphore::new(
+                backend.capabilities().max_concurrency.max(1) as usize,
+            )),
+            backend,
+            io_timeout,
+            timeouts: timeouts.clone(),
+        };
+        Self {
+            task: tokio::spawn(fetch(misses, Arc::new(service))),
+            timeouts,
+        }
+    }
+
+    /// How many requests failed because their time was over.
+    pub fn timeouts(&self) -> u64 {
+        self.timeouts.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Service {
+    backend: Arc<dyn AsyncBackend>,
+    concurrency: Arc<Semaphore>,
+    io_timeout: Option<Duration>,
+    timeouts: Arc<AtomicU64>,
+}
+
+/// Takes requests as they come and serves each in a task of its own. The device's tags bound how
+/// many there are.
+async fn fetch(misses: Arc<MissQueue>, service: Arc<Service>) {
+    let mut tasks = JoinSet::new();
+    loop {
+        let miss = misses.next().await;
+        tasks.spawn(service.clone().answer(miss));
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+impl Service {
+    async fn answer(self: Arc<Self>, miss: Miss) {
+        let Miss {
+            request,
+            mut memory,
+            answer,
+        } = miss;
+        let outcome = match self.io_timeout {
+            None => self.run(&request, &mut memory).await,
+            Some(limit) => match timeout(limit, self.run(&request, &mut memory)).await {
+                Ok(outcome) => outcome,
+                Err(_) => self.timed_out(&request),
+            },
+        };
+        answer.send(memory, outcome);
+    }
+
+    async fn run(&self, request: &Request, memory: &mut RequestMemory) -> Outcome {
+        let Ok(_permit) = self.concurrency.acquire().await else {
+            return Err(Errno::EIO);
+        };
+        let (offset, len) = (request.offset.0, request.len_bytes);
+        let backend = &self.backend;
+        let result = match request.op {
+            Op::Read => {
+                let to = &mut memory.bytes_mut()[..len as usize];
+                match backend.read_at(to, offset, Priority::Demand).await {
+                    Ok(count) => {
+                        let count = count.min(len as usize);
+                        memory.bytes_mut()[count..len as usize].fill(0);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Op::Write => {
+                let from = &memory.bytes()[..len as usize];
+                backend
+                    .write_at(from, offset, request.fua, Priority::Demand)
+                    .await
+            }
+            Op::Flush => backend.flush().await,
+            Op::Discard => backend.discard(offset, len).await,
+            Op::WriteZeroes => {
+                let (no_unmap, fua) = (request.no_unmap, request.fua);
+                backend.write_zeroes(offset, len, no_unmap, fua).await
+            }
+        };
+        result.map_err(|error| {
+            tracing::warn!(op = ?request.op, offset, len, %error, "request failed");
+            Errno::from(error)
+        })
+    }
+
+    fn timed_out(&self, request: &Request) -> Outcome {
+        if self.timeouts.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::error!(
+                op = ?request.op, offset = request.offset.0, len = request.len_bytes,
+                "a request was not answered in time and failed; further ones are counted"
+            );
+        }
+        Err(Errno::EIO)
+    }
+}

@@ -1,0 +1,3 @@
+//! Mounts: a volume between a resource and a device.
+
+pub mod direct;
