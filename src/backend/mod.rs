@@ -1,5 +1,6 @@
 //! The kinds of resource: one file a kind, and the registry from URL to backend.
 
+pub mod faults;
 mod local;
 mod registry;
 

@@ -18,7 +18,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// The device's logical block in bytes; the resource's own unless given.
     pub block_bytes: Option<u32>,
-    /// For a file that a ring will drive: past the page cache where that is possible.
+    /// For a file that a ring will drive, with page-aligned buffers: past the page cache where that
+    /// is possible.
     pub direct_io: bool,
 }
 

@@ -66,6 +66,7 @@ pub fn mount(
 #[derive(Debug)]
 pub struct Fetcher {
     task: JoinHandle<()>,
+    misses: Arc<MissQueue>,
     timeouts: Arc<AtomicU64>,
 }
 
@@ -85,7 +86,8 @@ impl Fetcher {
             timeouts: timeouts.clone(),
         };
         Self {
-            task: tokio::spawn(fetch(misses, Arc::new(service))),
+            task: tokio::spawn(fetch(misses.clone(), Arc::new(service))),
+            misses,
             timeouts,
         }
     }
@@ -99,6 +101,7 @@ impl Fetcher {
 impl Drop for Fetcher {
     fn drop(&mut self) {
         self.task.abort();
+        self.misses.close();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The way from the queue threads to the asynchronous side: bounded, lock-free, woken once a turn.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 use tokio::sync::Notify;
@@ -73,6 +74,7 @@ impl Post {
 pub struct MissQueue {
     waiting: ArrayQueue<Miss>,
     arrived: Notify,
+    closed: AtomicBool,
 }
 
 /// The most requests that can wait: as many as the queues of one device hold.
@@ -84,6 +86,7 @@ impl MissQueue {
         Self {
             waiting: ArrayQueue::new(capacity.clamp(1, MISSES_MAX)),
             arrived: Notify::new(),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -100,6 +103,25 @@ impl MissQueue {
             memory,
             answer,
         });
+        // With the fence in `close`, either that one finds the request or this one sees the flag.
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::Relaxed) {
+            self.fail_all();
+        }
+    }
+
+    /// Nobody will serve requests any more: those that wait, and all to come, end with an I/O
+    /// error.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.fail_all();
+    }
+
+    fn fail_all(&self) {
+        while let Some(miss) = self.waiting.pop() {
+            drop(miss);
+        }
     }
 
     /// Wakes the asynchronous side, once for all requests of a turn.

@@ -1,0 +1,414 @@
+//! Every request that a queue starts ends exactly once, with exactly its bytes: on memory, on
+//! files (on a page-cached and on an in-memory file system) and on the asynchronous side, whatever
+//! the backend does.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use blockferry::backend::faults::{Fault, Faulty, Rule};
+use blockferry::backend::{OpenOptions, Resource, open};
+use blockferry::mount::direct;
+use blockferry::volume::{
+    ByteOffset, EngineQueue, Errno, MemoryMap, Op, Outcome, Owner, QueueRing, Request,
+    RequestBuffer, RequestMemory, Tag, Volume,
+};
+use proptest::prelude::*;
+
+const DEPTH: u16 = 16;
+const BUFFER_BYTES: usize = 64 << 10;
+const SECTOR: u64 = 512;
+
+/// A device in miniature: one queue, driven by the test.
+struct Rig {
+    ring: QueueRing,
+    queue: EngineQueue,
+    /// Page-aligned, as a device's are.
+    buffers: Vec<memmap2::MmapMut>,
+    started: HashMap<Tag, Request>,
+}
+
+impl Rig {
+    fn new(volume: Arc<Volume>) -> Self {
+        let mut ring = QueueRing::new(DEPTH).expect("a ring");
+        let queue = EngineQueue::new(volume.clone(), DEPTH).expect("a queue");
+        if volume.needs_bell() {
+            ring.arm_bell(&queue.post().bell).expect("armed");
+        }
+        let buffers = (0..DEPTH)
+            .map(|_| memmap2::MmapMut::map_anon(BUFFER_BYTES).expect("memory"))
+            .collect();
+        Self {
+            ring,
+            queue,
+            buffers,
+            started: HashMap::new(),
+        }
+    }
+
+    fn start(&mut self, tag: Tag, request: Request) -> Option<Outcome> {
+        assert!(self.started.insert(tag, request).is_none(), "a free tag");
+        let memory = match request.op {
+            Op::Read | Op::Write => {
+                let address = NonNull::new(self.buffers[tag.index()].as_mut_ptr()).expect("some");
+                // SAFETY: the buffer is not touched before the request has ended.
+                unsafe { RequestMemory::new(address, request.len_bytes as usize) }
+            }
+            _ => RequestMemory::empty(),
+        };
+        let buffer = RequestBuffer::Memory(memory);
+        let outcome = self.queue.start(&mut self.ring, tag, request, buffer);
+        if outcome.is_some() {
+            self.started.remove(&tag);
+        }
+        outcome
+    }
+
+    /// Waits for all that was started, and fails if anything ends twice.
+    fn finish(&mut self) -> HashMap<Tag, Outcome> {
+        let mut ended = HashMap::new();
+        while !self.started.is_empty() {
+            self.queue.wait(&mut self.ring).expect("a ring that works");
+            let batch = self.ring.completions();
+            for done in &batch {
+                match done.owner {
+                    Owner::Engine => {
+                        let outcome = self.queue.completed(&mut self.ring, done.tag, done.result);
+                        if let Some(outcome) = outcome {
+                            assert!(self.started.remove(&done.tag).is_some(), "ends once");
+                            ended.insert(done.tag, outcome);
+                        }
+                    }
+                    Owner::Bell => self
+                        .ring
+                        .arm_bell(&self.queue.post().bell)
+                        .expect("armed again"),
+                    Owner::Device => panic!("there is no device"),
+                }
+            }
+            self.ring.recycle(batch);
+            let started = &mut self.started;
+            self.queue.collect(|tag, outcome| {
+                assert!(started.remove(&tag).is_some(), "ends once");
+                ended.insert(tag, outcome);
+            });
+        }
+        ended
+    }
+
+    /// One request, to its end.
+    fn run(&mut self, request: Request) -> Outcome {
+        let tag = Tag(0);
+        match self.start(tag, request) {
+            Some(outcome) => outcome,
+            None => self.finish().remove(&tag).expect("the only request"),
+        }
+    }
+}
+
+fn mount(resource: &Resource) -> (Arc<Volume>, direct::DirectMount) {
+    let mount = direct::mount(resource, DEPTH.into(), None);
+    (mount.volume.clone(), mount)
+}
+
+fn in_runtime<T>(test: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let _guard = runtime.enter();
+    test()
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Read(u64, u64),
+    Write(u64, u64, u8, bool),
+    Zero(u64, u64, bool),
+    Discard(u64, u64),
+    Flush,
+}
+
+fn steps(sectors: u64) -> impl Strategy<Value = Vec<Step>> {
+    let range = move || {
+        (0..sectors).prop_flat_map(move |from| {
+            (
+                Just(from),
+                1..=(sectors - from).min(BUFFER_BYTES as u64 / SECTOR),
+            )
+        })
+    };
+    let step = prop_oneof![
+        range().prop_map(|(from, len)| Step::Read(from, len)),
+        (range(), 1u8.., any::<bool>())
+            .prop_map(|((f, l), fill, fua)| Step::Write(f, l, fill, fua)),
+        (range(), any::<bool>()).prop_map(|((from, len), keep)| Step::Zero(from, len, keep)),
+        range().prop_map(|(from, len)| Step::Discard(from, len)),
+        Just(Step::Flush),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+/// Runs the steps against the engine and against an array of bytes.
+fn agrees_with_an_array(resource: &Resource, steps: &[Step]) -> Result<(), TestCaseError> {
+    let (volume, _mount) = mount(resource);
+    let resource_bytes = volume.geometry().resource_bytes() as usize;
+    let mut model = vec![0u8; volume.geometry().device_bytes() as usize];
+    let mut rig = Rig::new(volume);
+    let request =
+        |op, from: u64, len: u64| Request::new(op, ByteOffset(from * SECTOR), len * SECTOR);
+    let bytes = |from: u64, len: u64| (from * SECTOR) as usize..((from + len) * SECTOR) as usize;
+    for step in steps {
+        match *step {
+            Step::Read(from, len) => {
+                rig.buffers[0].fill(0xee);
+                prop_assert_eq!(rig.run(request(Op::Read, from, len)), Ok(()));
+                let range = bytes(from, len);
+                prop_assert_eq!(&rig.buffers[0][..range.len()], &model[range]);
+            }
+            Step::Write(from, len, fill, fua) => {
+                let range = bytes(from, len);
+                rig.buffers[0][..range.len()].fill(fill);
+                let outcome = rig.run(Request {
+                    fua,
+                    ..request(Op::Write, from, len)
+                });
+                if range.end > resource_bytes {
+                    prop_assert_eq!(outcome, Err(Errno::EIO), "padding takes zeros only");
+                } else {
+                    prop_assert_eq!(outcome, Ok(()));
+                    model[range].fill(fill);
+                }
+            }
+            Step::Zero(from, len, no_unmap) => {
+                let asked = Request {
+                    no_unmap,
+                    ..request(Op::WriteZeroes, from, len)
+                };
+                prop_assert_eq!(rig.run(asked), Ok(()));
+                model[bytes(from, len)].fill(0);
+            }
+            Step::Discard(from, len) => {
+                prop_assert_eq!(rig.run(request(Op::Discard, from, len)), Ok(()));
+                model[bytes(from, len)].fill(0);
+            }
+            Step::Flush => {
+                prop_assert_eq!(rig.run(Request::new(Op::Flush, ByteOffset(0), 0)), Ok(()))
+            }
+        }
+    }
+    Ok(())
+}
+
+fn file_in(folder: &Path, len: u64) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir_in(folder).expect("a directory");
+    let path = dir.path().join("disk.img");
+    std::fs::File::create(&path)
+        .expect("made")
+        .set_len(len)
+        .expect("sized");
+    let url = format!("file:{}", path.display());
+    (dir, url)
+}
+
+const SECTORS: u64 = 512;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn memory_agrees_with_an_array(steps in steps(SECTORS)) {
+        let resource = open("mem:256KiB", &OpenOptions::default()).expect("open");
+        agrees_with_an_array(&resource, &steps)?;
+    }
+
+    #[test]
+    fn padded_memory_agrees_with_an_array(steps in steps(SECTORS)) {
+        let resource = open("mem:261633", &OpenOptions::default()).expect("open");
+        agrees_with_an_array(&resource, &steps)?;
+    }
+
+    #[test]
+    fn file_agrees_with_an_array(steps in steps(SECTORS), direct_io in any::<bool>(), shm in any::<bool>()) {
+        let folder = if shm { Path::new("/dev/shm").to_owned() } else { std::env::temp_dir() };
+        let (_dir, url) = file_in(&folder, SECTORS * SECTOR);
+        let options = OpenOptions { direct_io, ..OpenOptions::default() };
+        agrees_with_an_array(&open(&url, &options).expect("open"), &steps)?;
+    }
+
+    #[test]
+    fn padded_file_agrees_with_an_array(steps in steps(SECTORS)) {
+        let (_dir, url) = file_in(&std::env::temp_dir(), SECTORS * SECTOR - 100);
+        let options = OpenOptions { direct_io: true, ..OpenOptions::default() };
+        agrees_with_an_array(&open(&url, &options).expect("open"), &steps)?;
+    }
+
+    #[test]
+    fn pooled_backend_agrees_with_an_array(steps in steps(SECTORS)) {
+        in_runtime(|| {
+            let memory = MemoryMap::new(SECTORS * SECTOR).expect("memory");
+            let resource = Resource::custom("test", Arc::new(memory), OpenOptions::default());
+            agrees_with_an_array(&resource.expect("a size"), &steps)
+        })?;
+    }
+}
+
+#[test]
+fn a_short_read_reads_as_zeros_and_not_as_what_the_buffer_held() {
+    in_runtime(|| {
+        let faulty = Faulty::new(MemoryMap::new(1 << 20).expect("memory"));
+        faulty.plan(Rule::once(Op::Read, Fault::ShortRead(100)));
+        let resource = Resource::custom("test", Arc::new(faulty), OpenOptions::default());
+        let (volume, _mount) = mount(&resource.expect("a size"));
+        let mut rig = Rig::new(volume);
+        rig.buffers[0].fill(0xee);
+        assert_eq!(rig.run(Request::new(Op::Read, ByteOffset(0), 4096)), Ok(()));
+        assert!(rig.buffers[0][..4096].iter().all(|byte| *byte == 0));
+        assert_eq!(
+            rig.buffers[0][4096], 0xee,
+            "nothing behind the request is touched"
+        );
+    });
+}
+
+#[test]
+fn a_file_that_shrank_reads_as_zeros_behind_its_end() {
+    let (dir, url) = file_in(&std::env::temp_dir(), 1 << 20);
+    let resource = open(&url, &OpenOptions::default()).expect("open");
+    let path = dir.path().join("disk.img");
+    std::fs::write(&path, vec![7; 6000]).expect("shrunk");
+    let (volume, _mount) = mount(&resource);
+    let mut rig = Rig::new(volume);
+    rig.buffers[0].fill(0xee);
+    assert_eq!(
+        rig.run(Request::new(Op::Read, ByteOffset(4096), 4096)),
+        Ok(())
+    );
+    let (data, tail) = rig.buffers[0][..4096].split_at(6000 - 4096);
+    assert!(data.iter().all(|byte| *byte == 7) && tail.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn errors_of_the_backend_reach_the_device_with_their_code() {
+    in_runtime(|| {
+        let faulty = Faulty::new(MemoryMap::new(1 << 20).expect("memory"));
+        for (op, errno) in [
+            (Op::Read, libc::EREMOTEIO),
+            (Op::Write, libc::ENOSPC),
+            (Op::Flush, libc::EIO),
+        ] {
+            faulty.plan(Rule::once(op, Fault::Error(Errno::from_raw(errno))));
+        }
+        let resource = Resource::custom("test", Arc::new(faulty), OpenOptions::default());
+        let (volume, _mount) = mount(&resource.expect("a size"));
+        let mut rig = Rig::new(volume.clone());
+        for (op, errno) in [(Op::Read, libc::EREMOTEIO), (Op::Write, libc::ENOSPC)] {
+            let request = Request::new(op, ByteOffset(0), 4096);
+            assert_eq!(rig.run(request), Err(Errno::from_raw(errno)));
+            assert_eq!(rig.run(request), Ok(()));
+        }
+        let flush = Request::new(Op::Flush, ByteOffset(0), 0);
+        assert_eq!(rig.run(flush), Err(Errno::EIO));
+        assert_eq!(rig.run(flush), Ok(()));
+        assert_eq!(volume.counters().errors, 3);
+    });
+}
+
+/// L2 and L3: the request ends at its deadline, and the call that went on in the background
+/// touches the device's buffer no more.
+#[test]
+fn a_request_past_its_deadline_fails_and_lets_go_of_its_buffer() {
+    in_runtime(|| {
+        let faulty = Arc::new(Faulty::new(MemoryMap::new(1 << 20).expect("memory")));
+        faulty.plan(Rule::once(Op::Read, Fault::Hold));
+        let backend: Arc<dyn blockferry::Backend> = faulty.clone();
+        let resource = Resource::custom("test", backend, OpenOptions::default()).expect("a size");
+        let timeout = Some(std::time::Duration::from_millis(50));
+        let mount = direct::mount(&resource, DEPTH.into(), timeout);
+        let mut rig = Rig::new(mount.volume.clone());
+        rig.buffers[0].fill(0xee);
+        let read = Request::new(Op::Read, ByteOffset(0), 4096);
+        assert_eq!(rig.run(read), Err(Errno::EIO));
+        assert_eq!(mount.fetcher.as_ref().expect("asynchronous").timeouts(), 1);
+        faulty.release();
+        assert_eq!(rig.run(Request::new(Op::Flush, ByteOffset(0), 0)), Ok(()));
+        assert!(rig.buffers[0].iter().all(|byte| *byte == 0xee));
+        assert_eq!(rig.run(read), Ok(()), "the volume works on");
+    });
+}
+
+/// A write that was given up does not land after a later one.
+#[test]
+fn a_write_past_its_deadline_never_overtakes_a_later_one() {
+    in_runtime(|| {
+        let faulty = Arc::new(Faulty::new(MemoryMap::new(1 << 20).expect("memory")));
+        faulty.plan(Rule::once(Op::Write, Fault::Hold));
+        let backend: Arc<dyn blockferry::Backend> = faulty.clone();
+        let resource = Resource::custom("test", backend, OpenOptions::default()).expect("a size");
+        let timeout = Some(std::time::Duration::from_millis(50));
+        let mount = direct::mount(&resource, DEPTH.into(), timeout);
+        let mut rig = Rig::new(mount.volume.clone());
+        let write = Request::new(Op::Write, ByteOffset(0), 4096);
+        rig.buffers[0].fill(1);
+        assert_eq!(rig.run(write), Err(Errno::EIO));
+        rig.buffers[0].fill(2);
+        assert_eq!(
+            rig.run(write),
+            Err(Errno::EIO),
+            "waits behind the first, which hangs"
+        );
+        faulty.release();
+        rig.buffers[0].fill(3);
+        assert_eq!(rig.run(write), Ok(()));
+        assert_eq!(rig.run(Request::new(Op::Read, ByteOffset(0), 4096)), Ok(()));
+        assert!(rig.buffers[0][..4096].iter().all(|byte| *byte == 3));
+    });
+}
+
+#[test]
+fn requests_under_way_fail_when_the_asynchronous_side_ends() {
+    in_runtime(|| {
+        let faulty = Arc::new(Faulty::new(MemoryMap::new(1 << 20).expect("memory")));
+        faulty.plan(Rule::always(Op::Read, Fault::Hold));
+        let backend: Arc<dyn blockferry::Backend> = faulty.clone();
+        let resource = Resource::custom("test", backend, OpenOptions::default()).expect("a size");
+        let mut mount = direct::mount(&resource, DEPTH.into(), None);
+        let mut rig = Rig::new(mount.volume.clone());
+        for tag in 0..DEPTH {
+            let offset = ByteOffset(u64::from(tag) * 4096);
+            assert_eq!(
+                rig.start(Tag(tag), Request::new(Op::Read, offset, 4096)),
+                None
+            );
+        }
+        drop(mount.fetcher.take());
+        let ended = rig.finish();
+        assert_eq!(ended.len(), usize::from(DEPTH));
+        assert!(ended.values().all(|outcome| *outcome == Err(Errno::EIO)));
+        faulty.release();
+    });
+}
+
+#[test]
+fn what_lies_past_the_end_or_is_read_only_is_refused() {
+    let read_only = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let (volume, _mount) = mount(&open("mem:1MiB", &read_only).expect("open"));
+    let mut rig = Rig::new(volume);
+    for (offset, len) in [
+        (1 << 20, 512),
+        ((1 << 20) - 512, 1024),
+        (u64::MAX - 511, 1024),
+    ] {
+        let outcome = rig.run(Request::new(Op::Read, ByteOffset(offset), len));
+        assert_eq!(outcome, Err(Errno::EINVAL), "{offset}");
+    }
+    for op in [Op::Write, Op::Discard, Op::WriteZeroes] {
+        let outcome = rig.run(Request::new(op, ByteOffset(0), 512));
+        assert_eq!(outcome, Err(Errno::EPERM), "{op:?}");
+    }
+}
