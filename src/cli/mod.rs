@@ -1,6 +1,7 @@
 //! The command line: one file a verb, arguments first, their meaning second.
 
 mod completions;
+mod doctor;
 mod list;
 mod logging;
 mod man;
@@ -36,6 +37,7 @@ enum Verb {
     List(list::Args),
     Status(status::Args),
     Stop(stop::Args),
+    Doctor(doctor::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -53,6 +55,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::List(args) => list::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Stop(args) => stop::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
     };

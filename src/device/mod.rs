@@ -1,5 +1,6 @@
 //! The devices that applications open, and the choice among them.
 
+pub mod choice;
 mod record;
 pub mod ublk;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, Result};
 
+pub use choice::{Choice, choose};
 pub use record::{DeviceRecord, remove_left_over};
 
 /// A kind of device.

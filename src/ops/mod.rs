@@ -13,6 +13,7 @@ mod claim;
 mod client;
 pub mod control;
 mod directory;
+pub mod doctor;
 mod holders;
 mod name;
 mod running;
