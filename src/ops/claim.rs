@@ -47,10 +47,17 @@ impl Claim {
     /// `Busy` where a device runs under it, or where a dead
     /// process left one: the error says how to clean it.
     pub fn take(name: Option<&Name>, resource: &str) -> Result<Self> {
-        let root = directory::run_directory();
+        Self::take_in(&directory::run_directory(), name, resource)
+    }
+
+    /// The same in a run-time directory that the caller chose.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_in(root: &Path, name: Option<&Name>, resource: &str) -> Result<Self> {
         match name {
-            Some(name) => Self::take_named(&root, name),
-            None => Self::take_free(&root, &Name::suggested_by(resource)),
+            Some(name) => Self::take_named(root, name),
+            None => Self::take_free(root, &Name::suggested_by(resource)),
         }
     }
 
@@ -253,5 +260,132 @@ fn clear(directory: &Path) {
     let _ = fs::remove_file(directory.join(LOCK));
     if let Err(error) = fs::remove_dir(directory) {
         tracing::warn!(%error, path = %directory.display(), "cannot remove run-time state");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("legal")
+    }
+
+    fn leave_dead(root: &Path, text: &str) {
+        let claim = Claim::take_named(root, &name(text)).expect("free");
+        let record = DeviceRecord::Ublk { id: 4_000_000_000 };
+        record.save(claim.directory()).expect("written");
+        claim.leave();
+    }
+
+    #[test]
+    fn of_many_who_want_a_name_one_gets_it() {
+        const THREADS: usize = 8;
+        const ROUNDS: usize = 100;
+        let root = tempfile::tempdir().expect("directory");
+        let (holding, won) = (AtomicU32::new(0), AtomicU32::new(0));
+        let barrier = Barrier::new(THREADS);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        barrier.wait();
+                        match Claim::take_named(root.path(), &name("disk")) {
+                            Ok(claim) => {
+                                assert_eq!(holding.fetch_add(1, Ordering::SeqCst), 0);
+                                won.fetch_add(1, Ordering::SeqCst);
+                                // Others may see the directory vanish while they try.
+                                thread::yield_now();
+                                assert!(claim.directory().join(LOCK).exists());
+                                holding.fetch_sub(1, Ordering::SeqCst);
+                            }
+                            Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{error}"),
+                        }
+                    }
+                });
+            }
+        });
+        assert!(won.load(Ordering::SeqCst) >= ROUNDS as u32);
+        assert_eq!(fs::read_dir(root.path()).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn without_a_name_the_next_free_one_is_taken() {
+        let root = tempfile::tempdir().expect("directory");
+        let take = || Claim::take_in(root.path(), None, "file:/srv/disk.img").expect("free");
+        let first = take();
+        let second = take();
+        assert_eq!(first.name().as_str(), "disk");
+        assert_eq!(second.name().as_str(), "disk-2");
+        drop(first);
+        assert_eq!(take().name().as_str(), "disk");
+    }
+
+    #[test]
+    fn looking_at_a_name_does_not_take_it() {
+        let root = tempfile::tempdir().expect("directory");
+        let disk = name("disk");
+        assert_eq!(Claim::is_held(root.path(), &disk), None);
+        let claim = Claim::take_named(root.path(), &disk).expect("free");
+        assert_eq!(Claim::is_held(root.path(), &disk), Some(true));
+        assert_eq!(Claim::is_held(root.path(), &disk), Some(true));
+        claim.leave();
+        assert_eq!(Claim::is_held(root.path(), &disk), Some(false));
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_neither_taken_nor_lost() {
+        let root = tempfile::tempdir().expect("directory");
+        leave_dead(root.path(), "disk");
+        let error = Claim::take_named(root.path(), &name("disk")).expect_err("left over");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(
+            error.to_string().contains("`blockferry stop disk`"),
+            "{error}"
+        );
+        let other = Claim::take_in(root.path(), None, "file:/disk").expect("free");
+        assert_eq!(other.name().as_str(), "disk-2");
+        let kept = DeviceRecord::load(&root.path().join("disk")).expect("readable");
+        assert_eq!(kept, Some(DeviceRecord::Ublk { id: 4_000_000_000 }));
+    }
+
+    #[test]
+    fn a_process_that_died_before_it_had_a_device_leaves_the_name_free() {
+        let root = tempfile::tempdir().expect("directory");
+        Claim::take_named(root.path(), &name("disk"))
+            .expect("free")
+            .leave();
+        assert!(Claim::take_named(root.path(), &name("disk")).is_ok());
+    }
+
+    #[test]
+    fn a_directory_that_others_could_have_prepared_is_refused() {
+        let place = tempfile::tempdir().expect("directory");
+        let open = place.path().join("open");
+        fs::create_dir(&open).expect("made");
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("set");
+        let linked = place.path().join("linked");
+        let target = place.path().join("target");
+        fs::create_dir(&target).expect("made");
+        std::os::unix::fs::symlink(&target, &linked).expect("made");
+        for root in [open, linked] {
+            let error = Claim::take_named(&root, &name("disk")).expect_err("unsafe");
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+        }
+    }
+
+    #[test]
+    fn giving_a_name_up_never_reaches_into_what_is_mounted_there() {
+        let root = tempfile::tempdir().expect("directory");
+        let claim = Claim::take_named(root.path(), &name("disk")).expect("free");
+        let inside = claim.directory().join("mnt/disk");
+        fs::create_dir(claim.directory().join("mnt")).expect("made");
+        fs::write(&inside, "precious").expect("written");
+        drop(claim);
+        assert_eq!(fs::read(&inside).expect("still there"), b"precious");
     }
 }

@@ -14,18 +14,28 @@ pub(super) fn status(directory: &Path, patience: Duration) -> Result<Status> {
     match ask(directory, &Request::Status, patience)? {
         Reply::Status(status) => Ok(*status),
         Reply::Failed { busy, message } => Err(failed(busy, message)),
-        Reply::Done => Err(Error::new(
+        Reply::Done | Reply::Ended => Err(Error::new(
             ErrorKind::Protocol,
             "the process answered something else than its status",
         )),
     }
 }
 
+/// What came of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was carried out.
+    Done,
+    /// The device ended, or is ending, for another reason.
+    Ended,
+}
+
 /// Has a command carried out; comes back when it was, or with the reason why it was not.
-pub(super) fn order(directory: &Path, command: Command, patience: Duration) -> Result<()> {
+pub(super) fn order(directory: &Path, command: Command, patience: Duration) -> Result<Outcome> {
     match ask(directory, &Request::Order(command), patience)? {
         Reply::Failed { busy, message } => Err(failed(busy, message)),
-        Reply::Done | Reply::Status(_) => Ok(()),
+        Reply::Ended => Ok(Outcome::Ended),
+        Reply::Done | Reply::Status(_) => Ok(Outcome::Done),
     }
 }
 
@@ -35,16 +45,21 @@ fn failed(busy: bool, message: String) -> Error {
 }
 
 fn ask(directory: &Path, request: &Request, patience: Duration) -> Result<Reply> {
-    exchange(&directory.join(SOCKET), request, patience).map_err(|error| match error.kind() {
+    let socket = directory.join(SOCKET);
+    exchange(&socket, request, patience).or_else(|error| match error.kind() {
+        // The process has closed its end, which is among the last things that it does.
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::UnexpectedEof => Ok(Reply::Ended),
         // That is what a socket's timeout is reported as.
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::new(
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Err(Error::new(
             ErrorKind::TimedOut,
             format!(
                 "the process did not answer within {} s",
                 patience.as_secs_f32()
             ),
-        ),
-        _ => Error::io("the process cannot be asked", error),
+        )),
+        _ => Err(Error::io("the process cannot be asked", error)),
     })
 }
 

@@ -60,6 +60,8 @@ pub(super) enum Reply {
     Status(Box<Status>),
     /// The order was carried out.
     Done,
+    /// The device ended for another reason before it came to it.
+    Ended,
     /// It was not, or the question was not understood.
     Failed {
         /// Whether somebody holds what is asked for.
@@ -191,8 +193,7 @@ async fn converse<F: Fn() -> Status>(
         Ok(Request::Status) => Reply::Status(Box::new(status())),
         Ok(Request::Order(command)) => {
             match carried_out(command, orders, &mut stream, &mut delivered).await {
-                Some(Ok(())) => Reply::Done,
-                Some(Err(error)) => Reply::failed(&error),
+                Some(reply) => reply,
                 None => return,
             }
         }
@@ -233,10 +234,10 @@ async fn carried_out(
     orders: &mpsc::Sender<Order>,
     stream: &mut UnixStream,
     delivered: &mut Option<oneshot::Sender<()>>,
-) -> Option<Result<()>> {
+) -> Option<Reply> {
     let (answer, answered) = oneshot::channel();
     if orders.try_send(Order { command, answer }).is_err() {
-        return Some(Err(Error::new(
+        return Some(Reply::failed(&Error::new(
             ErrorKind::Busy,
             "the device is ending, or busy with other orders",
         )));
@@ -250,11 +251,11 @@ async fn carried_out(
     Some(match answer {
         Ok(answer) => {
             *delivered = Some(answer.delivered);
-            answer.result
+            match answer.result {
+                Ok(()) => Reply::Done,
+                Err(error) => Reply::failed(&error),
+            }
         }
-        Err(_) => Err(Error::new(
-            ErrorKind::Busy,
-            "the device ended before it came to this",
-        )),
+        Err(_) => Reply::Ended,
     })
 }

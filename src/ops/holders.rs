@@ -91,7 +91,7 @@ pub fn in_use(path: &Path, holders: &[Holder]) -> Error {
     Error::new(
         ErrorKind::Busy,
         format!(
-            "{} is in use: {}. {} it, or stop again to force.",
+            "{} is in use: {}. {} it, or stop with --force (a second signal does that too).",
             path.display(),
             words.join("; "),
             if mounted { "Unmount" } else { "Close" },
@@ -352,4 +352,91 @@ fn number_in(path: &Path) -> Option<Number> {
 fn parse_number(text: &str) -> Option<Number> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_with_the_file_open_is_found_until_it_ends() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("disk");
+        fs::write(&path, "x").expect("written");
+        let ours = File::open(&path).expect("opened");
+        assert_eq!(
+            holders(&path).expect("looked"),
+            [],
+            "this process is left out"
+        );
+        let mut child = Command::new("sleep")
+            .arg("600")
+            .stdin(Stdio::from(ours))
+            .spawn()
+            .expect("started");
+        let found = holders(&path);
+        child.kill().expect("killed");
+        child.wait().expect("waited");
+        let expected = Holder {
+            pid: Some(child.id()),
+            command: Some("sleep".to_owned()),
+            how: How::Open,
+        };
+        assert_eq!(found.expect("looked"), [expected]);
+        assert_eq!(holders(&path).expect("looked"), []);
+    }
+
+    #[test]
+    fn mount_points_are_found_by_number_and_by_source() {
+        let target = Target {
+            path: PathBuf::from("/dev/example"),
+            what: What::Block(BTreeSet::from([(259, 3), (259, 4)])),
+            names: Vec::new(),
+        };
+        for (line, at) in [
+            (
+                "36 35 259:4 / /mnt rw - ext4 /dev/examplep1 rw",
+                Some("/mnt"),
+            ),
+            (
+                r"36 35 259:3 / /my\040disk rw shared:1 master:2 - xfs x rw",
+                Some("/my disk"),
+            ),
+            (
+                "36 35 0:44 /sub /data rw shared:1 - btrfs /dev/example rw",
+                Some("/data"),
+            ),
+            ("36 35 259:5 / /mnt rw - ext4 /dev/other rw", None),
+            ("36 35 0:4 / /proc rw - proc proc rw", None),
+            ("", None),
+            ("36 35 259:3", None),
+            ("garbage in every single word of it all", None),
+        ] {
+            let found = mounted_at(line.as_bytes(), &target);
+            assert_eq!(found, at.map(PathBuf::from), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_message_names_who_holds_and_stays_short() {
+        let opener = |pid| Holder {
+            pid: Some(pid),
+            command: Some("fio".to_owned()),
+            how: How::Open,
+        };
+        let mut all = vec![
+            Holder::kernel(How::Mounted(PathBuf::from("/mnt"))),
+            opener(123),
+        ];
+        let text = in_use(Path::new("/dev/ublkb0"), &all).to_string();
+        assert!(
+            text.starts_with("/dev/ublkb0 is in use: mounted at /mnt; open by 123 (fio). Unmount"),
+            "{text}"
+        );
+        all.extend((0..1000).map(opener));
+        let text = in_use(Path::new("/dev/ublkb0"), &all).to_string();
+        assert!(text.contains("996 more") && text.len() < 400, "{text}");
+    }
 }

@@ -129,7 +129,7 @@ mod tests {
             ("file:/dev/sda", "sda"),
             ("disk.img", "disk"),
             ("", "disk"),
-            ("file:///", "disk"),
+            ("file:///", "file"),
         ] {
             assert_eq!(Name::suggested_by(resource).as_str(), name, "{resource}");
         }

@@ -96,14 +96,14 @@ pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     if entry.state != Life::Dead {
         let directory = root.join(name.as_str());
-        let asked = client::order(&directory, Command::Stop { force }, patience);
-        match asked {
-            // It may have ended, or died, before it could answer.
-            Err(error) if error.kind() != ErrorKind::Busy && !is_alive(&root, name) => {
-                tracing::debug!(error = error.chain(), "ended meanwhile");
+        match client::order(&directory, Command::Stop { force }, patience) {
+            Ok(outcome) => {
+                tracing::debug!(?outcome, "asked to stop");
+                wait_until_gone(&root, name, deadline)?;
             }
-            Err(error) => return Err(cannot_stop(name, error)),
-            Ok(()) => wait_until_gone(&root, name, deadline)?,
+            // It may have gone, or died, before it could be asked.
+            Err(error) if is_alive(&root, name) => return Err(cannot_stop(name, error)),
+            Err(error) => tracing::debug!(error = error.chain(), "ended meanwhile"),
         }
     }
     clean(&root, name, force)
@@ -166,7 +166,7 @@ fn wait_until_gone(root: &Path, name: &Name, deadline: Instant) -> Result<()> {
         if Instant::now() >= deadline {
             return Err(Error::new(
                 ErrorKind::TimedOut,
-                format!("`{name}` removed its device, but its process has not ended yet"),
+                format!("`{name}` is ending, but its process has not gone yet"),
             ));
         }
         thread::sleep(GONE_POLL);
