@@ -77,6 +77,22 @@ impl Error {
         Self::new(kind_of(&source), context).because(source)
     }
 
+    /// The context, then each cause below it: `cannot read x: permission denied`. A cause that
+    /// only repeats what was said is left out.
+    pub fn chain(&self) -> String {
+        let mut text = self.context.clone();
+        let mut below = self.source();
+        while let Some(cause) = below {
+            let cause_text = cause.to_string();
+            if !text.ends_with(&cause_text) {
+                text.push_str(": ");
+                text.push_str(&cause_text);
+            }
+            below = cause.source();
+        }
+        text
+    }
+
     /// What kind of error it is.
     pub fn kind(&self) -> ErrorKind {
         self.kind

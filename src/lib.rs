@@ -6,6 +6,7 @@ pub mod backend;
 pub mod device;
 pub mod error;
 pub mod mount;
+pub mod ops;
 pub mod volume;
 
 pub use error::{Context, Error, ErrorKind, Result};

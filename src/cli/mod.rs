@@ -1,8 +1,18 @@
 //! The command line: one file a verb, arguments first, their meaning second.
 
-use std::process::ExitCode;
+mod completions;
+mod doctor;
+mod list;
+mod logging;
+mod man;
 mod mount;
+mod output;
+mod status;
+mod stop;
 
+use std::process::ExitCode;
+
+use blockferry::{Error, ErrorKind};
 use clap::{Parser, Subcommand};
 
 /// Turns any resource into a Linux block device.
@@ -11,9 +21,12 @@ use clap::{Parser, Subcommand};
     name = "blockferry",
     version,
     propagate_version = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = "Example:\n  blockferry mount mem:1GiB --direct"
 )]
-pub struct Cli {
+struct Cli {
+    #[command(flatten)]
+    logging: logging::Options,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -21,18 +34,33 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Mount(mount::MountArgs),
+    List(list::Args),
+    Status(status::Args),
+    Stop(stop::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Runs the verb on the command line and gives the exit code: 0, 1 for a failure, 2 for usage.
-pub fn run() -> ExitCode {
+pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
-    match cli.verb {
-        Verb::Mount(a) => {
-            if let Err(e) = a.run() {
-                eprintln!("{e:?}");
-                return ExitCode::FAILURE;
-            }
-            ExitCode::SUCCESS
-        }
+    if let Err(error) = logging::start(&cli.logging) {
+        return output::fail(&error, 2);
+    }
+    let result = match cli.verb {
+        Verb::Mount(args) => args
+            .run()
+            .map_err(|error| Error::new(ErrorKind::Io, format!("{error:#}"))),
+        Verb::List(args) => list::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Stop(args) => stop::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
+        Verb::Completions(args) => completions::run(&args),
+        Verb::Man(args) => man::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::fail(&error, 1),
     }
 }

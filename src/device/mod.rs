@@ -1,5 +1,7 @@
 //! The devices that applications open, and the choice among them.
 
+pub mod choice;
+mod record;
 pub mod ublk;
 
 use std::fmt;
@@ -9,6 +11,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, Result};
+
+pub use choice::{Choice, choose};
+pub use record::{DeviceRecord, remove_left_over};
 
 /// A kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,24 +62,6 @@ pub struct DeviceOptions {
     pub depth: u16,
     /// Refuse writes.
     pub read_only: bool,
-}
-
-/// What has to be known of a device to remove it after its process has died.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum DeviceRecord {
-    /// A ublk device.
-    Ublk {
-        /// The number in `/dev/ublkbN`.
-        id: u32,
-    },
-    /// A FUSE mount.
-    Fuse {
-        /// Where it is mounted.
-        mount_point: PathBuf,
-        /// The loop device on top, if there is one.
-        loop_device: Option<PathBuf>,
-    },
 }
 
 /// A device that is being served. Dropping it removes it.

@@ -36,4 +36,5 @@ pub use pool::Pooled;
 pub use queue::EngineQueue;
 pub use request::{Errno, Op, Outcome, Request, Tag};
 pub use ring::{Owner, QueueRing};
+pub use size::{format_size, parse_size};
 pub use volume::{Store, Volume};

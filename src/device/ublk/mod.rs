@@ -3,6 +3,7 @@
 //! [`UblkDevice`] sets it up and takes it down; `queue` is the path of a request.
 
 mod control;
+pub mod features;
 mod memory;
 mod queue;
 

@@ -1,0 +1,90 @@
+//! `blockferry list`: what runs on this host.
+
+use blockferry::Result;
+use blockferry::ops::{self, Entry, Life};
+use blockferry::volume::format_size;
+
+use super::output;
+
+/// Lists the devices that run on this host, and what dead processes left
+///
+/// A line for each: its name, the device, the resource behind it, size, mode, for how long it has
+/// been running, reads and writes, errors, and whether its process is alive. What is `dead` is
+/// cleaned up by `blockferry stop NAME`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  blockferry list\n  blockferry list --json | jq -r '.[].device'"
+)]
+pub(super) struct Args {
+    /// Write a JSON array, with all counters
+    #[arg(long)]
+    json: bool,
+}
+
+const HEAD: [&str; 10] = [
+    "NAME", "DEVICE", "RESOURCE", "SIZE", "MODE", "SINCE", "READS", "WRITES", "ERRORS", "STATE",
+];
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let entries = ops::running()?;
+    if args.json {
+        return output::json(&entries);
+    }
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
+    rows.extend(entries.iter().map(row));
+    output::line(output::table(&rows))
+}
+
+fn row(entry: &Entry) -> Vec<String> {
+    let nothing = || "-".to_owned();
+    let mut cells = vec![entry.name.clone()];
+    match &entry.running {
+        Some(running) => cells.extend([
+            running.device.display().to_string(),
+            running.resource.clone(),
+            format_size(running.size_bytes),
+            mode(running),
+            since(running.since),
+        ]),
+        None => cells.extend(std::iter::repeat_with(nothing).take(5)),
+    }
+    match entry.status.as_ref().map(|status| status.counters) {
+        Some(counters) => {
+            cells.extend([counters.reads, counters.writes, counters.errors].map(|n| n.to_string()))
+        }
+        None => cells.extend(std::iter::repeat_with(nothing).take(3)),
+    }
+    cells.push(state(entry).to_owned());
+    cells
+}
+
+pub(super) fn mode(running: &ops::Running) -> String {
+    match running.read_only {
+        true => format!("{},ro", running.mode),
+        false => running.mode.clone(),
+    }
+}
+
+pub(super) fn state(entry: &Entry) -> &'static str {
+    let away = |status: &ops::Status| status.away_since.is_some();
+    match entry.state {
+        Life::Alive if entry.status.as_ref().is_some_and(away) => "away",
+        Life::Alive if entry.status.is_none() => "silent",
+        Life::Alive => "alive",
+        Life::Starting => "starting",
+        Life::Dead => "dead",
+    }
+}
+
+/// How long ago that was, in the largest unit.
+pub(super) fn since(unix_seconds: u64) -> String {
+    match ops::unix_seconds().saturating_sub(unix_seconds) {
+        s @ 0..60 => format!("{s}s"),
+        s @ 60..3600 => format!("{}m", s / 60),
+        s @ 3600..86_400 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}

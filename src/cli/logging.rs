@@ -1,0 +1,64 @@
+//! What is said on standard error while the program works, and how.
+
+use std::io;
+
+use blockferry::{Error, ErrorKind, Result};
+use clap::{ArgAction, Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct Options {
+    /// Say more on standard error; twice for debugging, three times for everything
+    ///
+    /// RUST_LOG, where it is set, decides instead (for example RUST_LOG=blockferry::net=trace).
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+
+    /// How log lines are written
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: Format,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// A line for people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+impl Options {
+    fn filter(&self) -> &'static str {
+        match self.verbose {
+            _ if self.quiet => "error",
+            0 => "warn",
+            1 => "warn,blockferry=info",
+            2 => "info,blockferry=debug",
+            _ => "trace",
+        }
+    }
+}
+
+/// Starts logging to standard error.
+pub(super) fn start(options: &Options) -> Result<()> {
+    let environment = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = match environment.trim() {
+        "" => EnvFilter::new(options.filter()),
+        directives => EnvFilter::try_new(directives).map_err(|error| {
+            Error::new(ErrorKind::InvalidInput, "RUST_LOG cannot be understood").because(error)
+        })?,
+    };
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match options.log_format {
+        Format::Text => logs.init(),
+        Format::Json => logs.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! `blockferry stop NAME`: ends a device, or cleans up after a dead one.
+
+use std::time::Duration;
+
+use blockferry::Result;
+use blockferry::ops::{self, Name};
+
+/// Flushes and removes a device, or what a dead process left of it
+///
+/// A device that somebody still has open stays, and the message says who holds it.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  blockferry stop disk\n  blockferry stop disk --force --timeout 5"
+)]
+pub(super) struct Args {
+    /// The name of the device, as `blockferry list` shows it
+    name: Name,
+
+    /// Remove the device even if somebody has it open: their I/O fails from then on
+    #[arg(long)]
+    force: bool,
+
+    /// How long the device may take to flush and to end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let patience = Duration::from_secs(args.timeout.into());
+    ops::stop(&args.name, args.force, patience)
+}

@@ -1,0 +1,79 @@
+//! Asks a running device over its control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::control::{Command, LINE_BYTES_MAX, Reply, Request, SOCKET};
+use super::state::Status;
+use crate::{Error, ErrorKind, Result};
+
+/// The counters of the device whose state is in `directory`.
+pub(super) fn status(directory: &Path, patience: Duration) -> Result<Status> {
+    match ask(directory, &Request::Status, patience)? {
+        Reply::Status(status) => Ok(*status),
+        Reply::Failed { busy, message } => Err(failed(busy, message)),
+        Reply::Done | Reply::Ended => Err(Error::new(
+            ErrorKind::Protocol,
+            "the process answered something else than its status",
+        )),
+    }
+}
+
+/// What came of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was carried out.
+    Done,
+    /// The device ended, or is ending, for another reason.
+    Ended,
+}
+
+/// Has a command carried out; comes back when it was, or with the reason why it was not.
+pub(super) fn order(directory: &Path, command: Command, patience: Duration) -> Result<Outcome> {
+    match ask(directory, &Request::Order(command), patience)? {
+        Reply::Failed { busy, message } => Err(failed(busy, message)),
+        Reply::Ended => Ok(Outcome::Ended),
+        Reply::Done | Reply::Status(_) => Ok(Outcome::Done),
+    }
+}
+
+fn failed(busy: bool, message: String) -> Error {
+    let kind = if busy { ErrorKind::Busy } else { ErrorKind::Io };
+    Error::new(kind, message)
+}
+
+fn ask(directory: &Path, request: &Request, patience: Duration) -> Result<Reply> {
+    let socket = directory.join(SOCKET);
+    exchange(&socket, request, patience).or_else(|error| match error.kind() {
+        // The process has closed its end, which is among the last things that it does.
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::UnexpectedEof => Ok(Reply::Ended),
+        // That is what a socket's timeout is reported as.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Err(Error::new(
+            ErrorKind::TimedOut,
+            format!(
+                "the process did not answer within {} s",
+                patience.as_secs_f32()
+            ),
+        )),
+        _ => Err(Error::io("the process cannot be asked", error)),
+    })
+}
+
+fn exchange(socket: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(patience))?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&answer)?)
+}

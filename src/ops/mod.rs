@@ -1,0 +1,28 @@
+//! What runs on this host: one directory for each device, and a socket to talk to its process.
+//!
+//! ```text
+//! RUN/NAME/lock          held (flock) by the living process: this tells alive from dead
+//! RUN/NAME/device.json   how to remove the device, written as soon as there is one
+//! RUN/NAME/state.json    what runs here, written when the device is ready
+//! RUN/NAME/control.sock  one JSON line each way
+//! ```
+//!
+//! RUN is `/run/blockferry` for root, else `$XDG_RUNTIME_DIR/blockferry`.
+
+mod claim;
+mod client;
+pub mod control;
+mod directory;
+pub mod doctor;
+mod holders;
+mod name;
+mod running;
+mod state;
+
+pub use claim::Claim;
+pub use control::{Command, Control, Order};
+pub use directory::run_directory;
+pub use holders::{Holder, How, holders, in_use};
+pub use name::Name;
+pub use running::{Entry, Life, running, status, stop};
+pub use state::{Running, Status, redacted, unix_seconds};

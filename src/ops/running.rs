@@ -1,0 +1,210 @@
+//! The running devices of this user, and what dead processes left.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::claim::Claim;
+use super::control::Command;
+use super::name::Name;
+use super::state::{Running, Status};
+use super::{client, directory, holders};
+use crate::device::{self, DeviceRecord};
+use crate::{Context, Error, ErrorKind, Result};
+
+/// How long a process may take to say what it has done.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether a process that was stopped has gone.
+const GONE_POLL: Duration = Duration::from_millis(5);
+
+/// Whether the process of a device lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Life {
+    /// It serves the device.
+    Alive,
+    /// It is setting the device up, or removing it.
+    Starting,
+    /// It died; its device may be there still.
+    Dead,
+}
+
+/// A device of this host, running or left over.
+#[derive(Debug, Clone, Serialize)]
+pub struct Entry {
+    /// The name under which it runs.
+    pub name: String,
+    /// Whether its process lives.
+    pub state: Life,
+    /// What runs; `None` while it starts, and where a dead process had not come so far.
+    #[serde(flatten)]
+    pub running: Option<Running>,
+    /// What it has done, as its process says.
+    pub status: Option<Status>,
+    /// What could not be found out, and why.
+    pub note: Option<String>,
+}
+
+/// All devices of this user, by name.
+///
+/// # Errors
+/// When the run-time directory cannot be read. That it does not exist is no error.
+pub fn running() -> Result<Vec<Entry>> {
+    let root = directory::run_directory();
+    let cannot = || format!("cannot read the run-time directory {}", root.display());
+    let entries = match fs::read_dir(&root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.context_io(cannot)?,
+    };
+    directory::check(&root)?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.context_io(cannot)?.file_name();
+        // What is not a name was not made by us.
+        names.extend(name.to_str().and_then(|name| name.parse::<Name>().ok()));
+    }
+    names.sort();
+    Ok(names.iter().filter_map(|name| look(&root, name)).collect())
+}
+
+/// The device of that name.
+///
+/// # Errors
+/// `NotFound`, with the names there are.
+pub fn status(name: &Name) -> Result<Entry> {
+    let root = directory::run_directory();
+    if root.exists() {
+        directory::check(&root)?;
+    }
+    look(&root, name).ok_or_else(|| unknown(name))
+}
+
+/// Ends the device of that name: asks its process to, or cleans up after a dead one. When this
+/// returns, the device and its directory are gone.
+///
+/// # Errors
+/// `NotFound` for an unknown name, `Busy` where somebody holds the device open and `force` is not
+/// set, `TimedOut` where it takes longer than `patience`.
+pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
+    let entry = status(name)?;
+    let root = directory::run_directory();
+    let deadline = Instant::now() + patience;
+    if entry.state != Life::Dead {
+        let directory = root.join(name.as_str());
+        match client::order(&directory, Command::Stop { force }, patience) {
+            Ok(outcome) => {
+                tracing::debug!(?outcome, "asked to stop");
+                wait_until_gone(&root, name, deadline)?;
+            }
+            // It may have gone, or died, before it could be asked.
+            Err(error) if is_alive(&root, name) => return Err(cannot_stop(name, error)),
+            Err(error) => tracing::debug!(error = error.chain(), "ended meanwhile"),
+        }
+    }
+    clean(&root, name, force)
+}
+
+fn cannot_stop(name: &Name, error: Error) -> Error {
+    Error::new(error.kind(), format!("cannot stop `{name}`")).because(error)
+}
+
+fn unknown(name: &Name) -> Error {
+    let names: Vec<_> = running()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|entry| entry.name)
+        .collect();
+    let known = match names.as_slice() {
+        [] => "nothing is running".to_owned(),
+        names => format!("there is {}", names.join(", ")),
+    };
+    Error::new(
+        ErrorKind::NotFound,
+        format!("no device named `{name}`; {known}"),
+    )
+}
+
+/// What there is under a name, if anything.
+fn look(root: &Path, name: &Name) -> Option<Entry> {
+    let directory = root.join(name.as_str());
+    let is_held = Claim::is_held(root, name)?;
+    let (running, note) = match Running::load(&directory) {
+        Ok(running) => (running, None),
+        Err(error) => (None, Some(error.chain())),
+    };
+    let mut entry = Entry {
+        name: name.to_string(),
+        state: match (is_held, &running) {
+            (false, _) => Life::Dead,
+            (true, None) => Life::Starting,
+            (true, Some(_)) => Life::Alive,
+        },
+        running,
+        status: None,
+        note,
+    };
+    if entry.state == Life::Alive {
+        match client::status(&directory, STATUS_TIMEOUT) {
+            Ok(status) => entry.status = Some(status),
+            Err(error) => entry.note = Some(error.chain()),
+        }
+    }
+    Some(entry)
+}
+
+fn is_alive(root: &Path, name: &Name) -> bool {
+    Claim::is_held(root, name) == Some(true)
+}
+
+fn wait_until_gone(root: &Path, name: &Name, deadline: Instant) -> Result<()> {
+    while is_alive(root, name) {
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("`{name}` is ending, but its process has not gone yet"),
+            ));
+        }
+        thread::sleep(GONE_POLL);
+    }
+    Ok(())
+}
+
+/// Removes what a dead process left under a name, its device first.
+fn clean(root: &Path, name: &Name, force: bool) -> Result<()> {
+    let Some(claim) = Claim::take_dead(root, name)? else {
+        return Ok(());
+    };
+    match remove_device(claim.directory(), force) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            claim.leave();
+            Err(Error::new(
+                error.kind(),
+                format!("cannot remove what the dead process of `{name}` left"),
+            )
+            .because(error))
+        }
+    }
+}
+
+fn remove_device(directory: &Path, force: bool) -> Result<()> {
+    // A damaged state file tells nothing; the record beside it may be whole, and the other way.
+    let running = Running::load(directory);
+    let record = match (DeviceRecord::load(directory), &running) {
+        (Ok(Some(record)), _) => record,
+        (_, Ok(Some(running))) => running.record.clone(),
+        (Ok(None), Ok(None)) => return Ok(()),
+        (Err(error), _) if !force => return Err(error),
+        (_, Err(_)) if !force => return running.map(drop),
+        _ => return Ok(()),
+    };
+    if !force && let Some(path) = record.path() {
+        holders::refuse_in_use(&path)?;
+    }
+    device::remove_left_over(&record)
+}

@@ -1,0 +1,151 @@
+//! What a running device says of itself: written once to a file, and counted while it runs.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::DeviceRecord;
+use crate::volume::Counters;
+use crate::{Context, Error, ErrorKind, Result};
+
+/// The largest state file that is read, in bytes.
+const STATE_BYTES_MAX: u64 = 64 << 10;
+
+const FILE: &str = "state.json";
+
+/// What runs under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// The process that serves the device. Only for people: the lock says whether it lives.
+    pub pid: u32,
+    /// What applications open.
+    pub device: PathBuf,
+    /// How to remove the device should the process die.
+    pub record: DeviceRecord,
+    /// The resource, without secrets: see [`redacted`].
+    pub resource: String,
+    /// How long the device is, in bytes.
+    pub size_bytes: u64,
+    /// How requests reach the resource: `direct`.
+    pub mode: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// When the device became ready, in seconds since 1970.
+    pub since: u64,
+    /// The version of the program that serves it.
+    pub version: String,
+}
+
+impl Running {
+    /// A device of this process that is ready now.
+    pub fn new(device: &Path, record: DeviceRecord, resource: &str, size_bytes: u64) -> Self {
+        Self {
+            pid: std::process::id(),
+            device: device.to_owned(),
+            record,
+            resource: redacted(resource),
+            size_bytes,
+            mode: "direct".to_owned(),
+            read_only: false,
+            since: unix_seconds(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Writes the state file, whole or not at all.
+    pub(super) fn save(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(FILE);
+        write_whole(&path, self).context_io(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads the state file; `None` where there is none.
+    pub(super) fn load(directory: &Path) -> Result<Option<Self>> {
+        let path = directory.join(FILE);
+        let metadata = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.context_io(|| format!("cannot read {}", path.display()))?,
+        };
+        let damaged = || Error::new(ErrorKind::Io, format!("{} is damaged", path.display()));
+        if metadata.len() > STATE_BYTES_MAX {
+            return Err(damaged());
+        }
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.context_io(|| format!("cannot read {}", path.display()))?,
+        };
+        serde_json::from_slice(&text).map_err(|error| damaged().because(error))
+    }
+}
+
+/// What a device has done since it became ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The requests.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// How many queues serve the device.
+    pub queues: u16,
+    /// How many requests each queue holds.
+    pub depth: u16,
+    /// Since when the other end of the resource cannot be reached, in seconds since 1970.
+    pub away_since: Option<u64>,
+    /// The last failure, for people.
+    pub last_error: Option<String>,
+}
+
+/// A resource URL without what must not be shown: the fragment of a ticket, and a password.
+///
+/// ```
+/// use blockferry::ops::redacted;
+/// assert_eq!(redacted("blockferry://host:4480/disk#f.s"), "blockferry://host:4480/disk");
+/// assert_eq!(redacted("redis://user:password@host/0"), "redis://user:***@host/0");
+/// ```
+pub fn redacted(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        // A local path may hold any character; it has no secret in it.
+        return url.to_owned();
+    };
+    if scheme == "file" {
+        return url.to_owned();
+    }
+    let rest = rest.split('#').next().unwrap_or_default();
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    match authority.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = match user.split_once(':') {
+                Some((user, _)) => format!("{user}:***"),
+                None => user.to_owned(),
+            };
+            format!("{scheme}://{user}@{host}{path}")
+        }
+        None => format!("{scheme}://{rest}"),
+    }
+}
+
+/// Now, in seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Writes a file beside its place and moves it there.
+fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
+    serde_json::to_writer_pretty(&mut file, value)?;
+    file.write_all(b"\n")?;
+    drop(file);
+    fs::rename(&beside, path)
+}

@@ -1,0 +1,210 @@
+//! The program's manners: help, exit codes, logs, completions and manual pages.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+const VERBS: [&str; 6] = ["list", "status", "stop", "doctor", "completions", "man"];
+
+fn blockferry(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blockferry"));
+    command
+        .args(args)
+        .env("BLOCKFERRY_RUN_DIR", "/nonexistent/blockferry")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    blockferry(args).output().expect("started")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+#[test]
+fn help_of_every_verb_has_an_example_and_succeeds() {
+    for verb in VERBS {
+        for help in [vec![verb, "--help"], vec!["help", verb]] {
+            let output = run(&help);
+            assert_eq!(output.status.code(), Some(0), "{verb}");
+            let out = text(&output.stdout);
+            assert!(out.contains("Example"), "{verb}: {out}");
+            assert!(
+                out.contains(&format!("\n  blockferry {verb}")),
+                "{verb}: {out}"
+            );
+            assert!(output.stderr.is_empty(), "{verb}");
+        }
+    }
+}
+
+#[test]
+fn no_verb_is_hidden_from_these_tests() {
+    let help = text(&run(&["--help"]).stdout);
+    let commands = help.split("Commands:").nth(1).expect("verbs");
+    let commands = commands.split("\n\n").next().expect("verbs");
+    for verb in VERBS {
+        assert!(commands.contains(verb), "{verb}: {help}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_says_nothing_on_stdout() {
+    for args in [
+        &[][..],
+        &["no-such-verb"],
+        &["list", "--no-such-option"],
+        &["list", "extra"],
+        &["status"],
+        &["stop", ""],
+        &["stop", "../etc"],
+        &["stop", "UPPER"],
+        &["status", "a name"],
+        &["stop", "disk", "--timeout", "0"],
+        &["stop", "disk", "--timeout", "-1"],
+        &["completions", "tcsh"],
+        &["list", "--log-format", "xml"],
+        &["list", "-v", "-q"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        assert!(!output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_failure_is_exit_code_1_with_one_line_that_names_the_program() {
+    for args in [&["status", "disk"][..], &["stop", "disk"]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        let err = text(&output.stderr);
+        assert_eq!(
+            err,
+            "blockferry: no device named `disk`; nothing is running\n"
+        );
+    }
+}
+
+#[test]
+fn without_a_run_directory_nothing_runs_and_none_is_made() {
+    let output = run(&["list"]);
+    assert_eq!(
+        (output.status.code(), text(&output.stdout)),
+        (Some(0), String::new())
+    );
+    let output = run(&["list", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(json, serde_json::json!([]));
+    assert!(!fs::exists("/nonexistent").expect("looked"));
+}
+
+#[test]
+fn a_bad_log_filter_is_refused_and_not_ignored() {
+    let output = blockferry(&["list"])
+        .env("RUST_LOG", "blockferry=loud=very")
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("RUST_LOG"));
+}
+
+#[test]
+fn whoever_stops_reading_the_answer_is_no_failure() {
+    let mut child = blockferry(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("waited");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_a_failure() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("opened");
+    let output = blockferry(&["completions", "bash"])
+        .stdout(Stdio::from(full))
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("standard output"));
+}
+
+#[test]
+fn completions_know_every_verb() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        let script = text(&output.stdout);
+        for verb in VERBS {
+            assert!(script.contains(verb), "{shell}: {verb}");
+        }
+    }
+}
+
+#[test]
+fn every_verb_has_a_manual_page() {
+    let directory = tempfile::tempdir().expect("directory");
+    let man = directory.path().join("share/man1");
+    let output = run(&["man", man.to_str().expect("text")]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for verb in VERBS {
+        let page = fs::read_to_string(man.join(format!("blockferry-{verb}.1"))).expect(verb);
+        assert!(
+            page.contains(".SH SYNOPSIS") && page.contains("Example"),
+            "{verb}"
+        );
+    }
+    let page = fs::read(man.join("blockferry.1")).expect("page");
+    assert_eq!(page, run(&["man"]).stdout);
+}
+
+#[test]
+fn doctor_names_the_device_it_would_make_or_fails() {
+    let output = run(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
+    assert_eq!(report["kernel"], release.trim());
+    let findings = report["findings"].as_array().expect("findings");
+    let ok = |name| {
+        let finding = findings.iter().find(|finding| finding["name"] == name);
+        finding.expect("looked at")["ok"] == true
+    };
+    let expected = match (ok("ublk"), ok("fuse")) {
+        (true, _) => "ublk".into(),
+        (false, true) => "fuse".into(),
+        (false, false) => serde_json::Value::Null,
+    };
+    assert_eq!(report["device"], expected);
+    let code = i32::from(expected.is_null());
+    assert_eq!(output.status.code(), Some(code));
+    let features = report["ublk_features"].as_array().expect("features");
+    assert_eq!(!features.is_empty(), ok("ublk"));
+
+    let output = run(&["doctor"]);
+    assert_eq!(output.status.code(), Some(code));
+    let lines = text(&output.stdout);
+    for name in [
+        "kernel",
+        "ublk",
+        "nbd",
+        "fuse",
+        "io_uring",
+        "userfaultfd",
+        "auto",
+    ] {
+        assert!(
+            lines.lines().any(|line| line.starts_with(name)),
+            "{name}: {lines}"
+        );
+    }
+}
