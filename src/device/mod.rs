@@ -1,5 +1,6 @@
 //! The devices that applications open, and the choice among them.
 
+pub mod fuse;
 pub mod ublk;
 
 use std::fmt;
