@@ -17,7 +17,7 @@ use super::MOUNT_DIRECTORY;
 use super::filesystem::OneFile;
 use super::loop_device::{self, LoopDevice, LoopOptions};
 use super::mounts::mounted_at;
-use super::queue::{self, QueueHandle};
+use super::queue::{self, QueueHandle, SharedGate};
 use super::requests::{Inline, Requests};
 use super::session::Session;
 use super::slot::Reply;
@@ -106,10 +106,13 @@ impl FuseDevice {
         let requests = if volume.is_memory() {
             Requests::Inline(Inline::new(volume))
         } else {
+            let gate = Arc::new(SharedGate::default());
             for index in 0..threads {
-                self.start_queue(volume.clone(), options.depth, index)?;
+                self.start_queue(volume.clone(), options.depth, index, gate.clone())?;
             }
-            Requests::Queued(self.queues.iter().map(|(queue, _)| queue.clone()).collect())
+            let queues: Vec<_> = self.queues.iter().map(|(queue, _)| queue.clone()).collect();
+            gate.connect(queues.clone());
+            Requests::Queued(queues)
         };
         let filesystem = OneFile::new(&options.name, &geometry, self.read_only, requests);
         let end = self.end.clone();
@@ -128,9 +131,15 @@ impl FuseDevice {
         Ok(())
     }
 
-    fn start_queue(&mut self, volume: Arc<Volume>, depth: u16, index: u16) -> Result<()> {
+    fn start_queue(
+        &mut self,
+        volume: Arc<Volume>,
+        depth: u16,
+        index: u16,
+        gate: Arc<SharedGate>,
+    ) -> Result<()> {
         let end = self.end.clone();
-        let queue = queue::start(volume, depth, index, move |error| {
+        let queue = queue::start(volume, depth, index, gate, move |error| {
             end.send_replace(Some(format!("a queue failed: {error}")));
         })
         .context_io(|| "cannot start a queue: io_uring is missing or not allowed here")?;
@@ -190,14 +199,14 @@ impl FuseDevice {
     }
 
     fn take_down(&mut self) -> Result<()> {
-        if let Some(mut device) = self.loop_device.take() {
-            if !device.detach()? {
-                tracing::warn!(
-                    "{} is still open somewhere; it only gives errors now, and ends when it is \
+        if let Some(mut device) = self.loop_device.take()
+            && !device.detach()?
+        {
+            tracing::warn!(
+                "{} is still open somewhere; it only gives errors now, and ends when it is \
                      closed",
-                    device.path().display()
-                );
-            }
+                device.path().display()
+            );
         }
         if let Some(session) = &mut self.session {
             session.stop()?;

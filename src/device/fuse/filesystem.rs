@@ -25,6 +25,7 @@ const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct OneFile {
     name: OsString,
     size_bytes: u64,
+    block_bytes: u32,
     read_only: bool,
     since: SystemTime,
     requests: Requests,
@@ -41,6 +42,7 @@ impl OneFile {
         Self {
             name: name.into(),
             size_bytes: geometry.device_bytes(),
+            block_bytes: geometry.logical_block_bytes(),
             read_only,
             since: SystemTime::now(),
             requests,
@@ -171,6 +173,13 @@ impl Filesystem for OneFile {
     ) {
         if let Err(errno) = self.range_check(offset, length) {
             return reply.error(errno);
+        }
+        if mode & !libc::FALLOC_FL_KEEP_SIZE != 0
+            && self.requests.zeroes_whole_blocks_only()
+            && (offset | length) % u64::from(self.block_bytes) != 0
+        {
+            // As a block device would.
+            return reply.error(Errno::EINVAL);
         }
         let zeroes = Request::new(Op::WriteZeroes, ByteOffset(offset), length);
         match mode & !libc::FALLOC_FL_KEEP_SIZE {

@@ -307,7 +307,8 @@ mod tests {
 
     #[test]
     fn only_a_loop_device_is_taken_for_one() {
-        assert_eq!(LoopDevice::at("/dev/loop12".as_ref()).unwrap().number, 12);
+        let device = LoopDevice::at("/dev/loop12".as_ref()).expect("a loop device");
+        assert_eq!(device.number, 12);
         for wrong in [
             "/dev/sda",
             "/dev/loop",

@@ -8,6 +8,7 @@
 
 mod device;
 mod filesystem;
+mod gate;
 mod left_over;
 mod loop_device;
 mod mounts;

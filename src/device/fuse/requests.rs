@@ -57,6 +57,11 @@ impl Requests {
             Self::Queued(queues) => pick(queues).submit(request, &[], Reply::Done(reply)),
         }
     }
+
+    /// Whether a range that is to be zeroed has to consist of whole blocks.
+    pub(super) fn zeroes_whole_blocks_only(&self) -> bool {
+        matches!(self, Self::Queued(_))
+    }
 }
 
 /// The number of this thread among those that serve file systems; counted from the first request.
