@@ -1,6 +1,6 @@
 //! Setting the device up, and taking it down again.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -95,7 +95,8 @@ impl FuseDevice {
 
     fn set_up(&mut self, volume: Arc<Volume>, options: &DeviceOptions) -> Result<()> {
         match DirBuilder::new().mode(0o700).create(&self.mount_point) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists && self.mount_point.is_dir() => {}
             other => {
                 other.context_io(|| format!("cannot make {}", self.mount_point.display()))?;
             }
@@ -125,6 +126,7 @@ impl FuseDevice {
                 end.send_replace(Some(reason));
             },
         )?);
+        File::open(&self.path).context_io(|| format!("cannot open {}", self.path.display()))?;
         if nix::unistd::geteuid().is_root() {
             self.put_loop_device_on_top(geometry.logical_block_bytes());
         }
