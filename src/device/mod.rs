@@ -1,6 +1,7 @@
 //! The devices that applications open, and the choice among them.
 
 pub mod choice;
+pub mod fuse;
 mod record;
 pub mod ublk;
 

@@ -76,9 +76,9 @@ impl DeviceRecord {
 pub fn remove_left_over(record: &DeviceRecord) -> Result<()> {
     match record {
         DeviceRecord::Ublk { id } => super::ublk::remove_left_over(*id),
-        DeviceRecord::Fuse { .. } => Err(Error::new(
-            ErrorKind::Unsupported,
-            "removing a left-over FUSE device is not built in yet",
-        )),
+        DeviceRecord::Fuse {
+            mount_point,
+            loop_device,
+        } => super::fuse::remove_left_over(mount_point, loop_device.as_deref()),
     }
 }

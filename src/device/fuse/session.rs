@@ -1,0 +1,217 @@
+//! The FUSE mount and the threads that talk to the kernel.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fuser::{Config, MountOption, SessionACL, SessionUnmounter};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use super::FS_NAME;
+use super::filesystem::OneFile;
+use super::mounts::mounted_at;
+use crate::{Error, ErrorKind, Result};
+
+/// How long the kernel may need to let go of a file that has just been closed. After that somebody
+/// else must have it open.
+const CLOSE_WAIT: Duration = Duration::from_millis(500);
+
+/// How often unmounting is tried, at most.
+const UNMOUNT_TRIES_MAX: usize = 10_000;
+
+/// How long the threads may need to end once the file system is gone.
+const END_WAIT: Duration = Duration::from_secs(10);
+
+/// How often something that is about to happen is looked at.
+const POLL: Duration = Duration::from_millis(1);
+
+/// A mounted file system that is being served.
+pub(super) struct Session {
+    mount_point: PathBuf,
+    unmounter: SessionUnmounter,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Session {
+    /// Mounts `filesystem` at `mount_point` and serves it with `threads` threads.
+    ///
+    /// `ended` is called, with the reason, when serving ends, whoever ended it.
+    pub(super) fn start(
+        filesystem: OneFile,
+        mount_point: &Path,
+        threads: usize,
+        read_only: bool,
+        ended: impl FnOnce(String) + Send + 'static,
+    ) -> Result<Self> {
+        check_fuse()?;
+        let mut config = Config::default();
+        config.acl = SessionACL::Owner;
+        config.n_threads = Some(threads);
+        config.clone_fd = threads > 1;
+        config.mount_options = vec![
+            MountOption::FSName(FS_NAME.into()),
+            MountOption::DefaultPermissions,
+            MountOption::NoAtime,
+            MountOption::NoExec,
+            if read_only {
+                MountOption::RO
+            } else {
+                MountOption::RW
+            },
+        ];
+        let mut session = fuser::Session::new(filesystem, mount_point, &config)
+            .map_err(|error| mount_failed(mount_point, error))?;
+        let unmounter = session.unmount_callable();
+        let name = mount_point.display().to_string();
+        let thread = std::thread::Builder::new()
+            .name("fuse-session".into())
+            .spawn(move || {
+                // The threads that serve are started by this one and inherit it.
+                crate::device::become_io_flusher();
+                ended(match session.run() {
+                    Ok(()) => format!("the file system at {name} was unmounted"),
+                    Err(error) => format!("serving the file system at {name} failed: {error}"),
+                });
+            })
+            .map_err(|error| Error::io("cannot start a thread", error))?;
+        Ok(Self {
+            mount_point: mount_point.to_owned(),
+            unmounter,
+            thread: Some(thread),
+        })
+    }
+
+    /// Unmounts the file system and waits for its threads. Whoever still holds the file open loses
+    /// it, and what they ask for from then on fails.
+    ///
+    /// # Errors
+    /// When the kernel does not let go of it.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        let patience = Instant::now() + CLOSE_WAIT;
+        for _ in 0..UNMOUNT_TRIES_MAX {
+            if !mounted_at(&self.mount_point)?.is_some_and(|mount| mount.is_fuse()) {
+                return self.wait_for_thread();
+            }
+            match self.unmount(Instant::now() >= patience) {
+                // `EINVAL`: somebody else was faster.
+                Ok(()) | Err(Errno::EINVAL) => {}
+                Err(Errno::EBUSY) => std::thread::sleep(POLL),
+                Err(errno) => {
+                    return Err(Error::io(
+                        format!("cannot unmount {}", self.mount_point.display()),
+                        errno,
+                    ));
+                }
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!("{} stays mounted", self.mount_point.display()),
+        ))
+    }
+
+    fn unmount(&mut self, force: bool) -> nix::Result<()> {
+        let flags = if force {
+            // Forcing ends the connection, so that nobody waits for an answer any more.
+            MntFlags::MNT_FORCE | MntFlags::MNT_DETACH
+        } else {
+            MntFlags::empty()
+        };
+        match umount2(&self.mount_point, flags | MntFlags::UMOUNT_NOFOLLOW) {
+            // Without privileges `fusermount3` does it, which detaches in any case.
+            Err(Errno::EPERM) => {
+                if force {
+                    abort(&self.mount_point);
+                }
+                self.unmounter.unmount().map_err(to_errno)
+            }
+            other => other,
+        }
+    }
+
+    fn wait_for_thread(&mut self) -> Result<()> {
+        let deadline = Instant::now() + END_WAIT;
+        while self.thread.as_ref().is_some_and(|it| !it.is_finished()) {
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!(
+                        "{} is unmounted, but something still holds its file",
+                        self.mount_point.display()
+                    ),
+                ));
+            }
+            std::thread::sleep(POLL);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+}
+
+/// Ends the connection of a FUSE mount, as far as that is possible and allowed: all that waits for
+/// an answer fails.
+pub(super) fn abort(mount_point: &Path) {
+    if let Ok(Some(mount)) = mounted_at(mount_point) {
+        let file = format!("/sys/fs/fuse/connections/{}/abort", mount.minor);
+        if let Err(error) = std::fs::write(&file, "1") {
+            tracing::debug!("cannot end the connection by {file}: {error}");
+        }
+    }
+}
+
+fn to_errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// Says what is missing before anything is tried.
+fn check_fuse() -> Result<()> {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        let advice = match error.raw_os_error() {
+            Some(libc::EACCES) => "run as root, or allow it to everybody: `chmod 0666 /dev/fuse`",
+            Some(libc::EPERM) => "give the container the device: `--device /dev/fuse`",
+            _ => {
+                "install the package fuse3 and load the driver with `modprobe fuse`; \
+                 a container needs `--device /dev/fuse --cap-add SYS_ADMIN`"
+            }
+        };
+        return Err(Error::io(format!("cannot open /dev/fuse; {advice}"), error));
+    }
+    if !nix::unistd::geteuid().is_root() && !has_fusermount() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "without root, a FUSE file system is mounted by fusermount3, which is not here; \
+             install the package fuse3, or run as root",
+        ));
+    }
+    Ok(())
+}
+
+fn has_fusermount() -> bool {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    std::env::var_os("FUSERMOUNT_PATH").is_some()
+        || std::env::split_paths(&search)
+            .chain(["/bin".into(), "/sbin".into()])
+            .any(|folder| folder.join("fusermount3").exists() || folder.join("fusermount").exists())
+}
+
+fn mount_failed(mount_point: &Path, error: io::Error) -> Error {
+    let advice = if nix::unistd::geteuid().is_root() {
+        "in a container it takes `--device /dev/fuse --cap-add SYS_ADMIN`, \
+         and under AppArmor `--security-opt apparmor=unconfined`"
+    } else {
+        "fusermount3 did not do it"
+    };
+    Error::new(
+        ErrorKind::PermissionDenied,
+        format!(
+            "cannot mount a FUSE file system at {}; {advice}",
+            mount_point.display()
+        ),
+    )
+    .because(error)
+}
