@@ -6,6 +6,7 @@ pub mod backend;
 pub mod device;
 pub mod error;
 pub mod volume;
+pub mod wire;
 
 pub use error::{Context, Error, ErrorKind, Result};
 pub use volume::{AsyncBackend, Backend, Capabilities, Geometry};
