@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod device;
 pub mod error;
+pub mod net;
 pub mod volume;
 pub mod wire;
 
