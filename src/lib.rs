@@ -6,8 +6,10 @@ pub mod backend;
 pub mod device;
 pub mod error;
 pub mod mount;
+pub mod net;
 pub mod ops;
 pub mod volume;
+pub mod wire;
 
 pub use error::{Context, Error, ErrorKind, Result};
 pub use volume::{AsyncBackend, Backend, Capabilities, Geometry};

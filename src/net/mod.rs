@@ -1,0 +1,33 @@
+//! Volumes over QUIC: the endpoint, TLS, authentication, sessions and leases.
+//!
+//! [`Server`] serves volumes; [`Remote`] is a volume of a server as an
+//! [`AsyncBackend`](crate::AsyncBackend). A request on its way: `remote.rs` waits for a session,
+//! `exchange.rs` puts it on a stream of its own, `serve.rs` carries it to the backend and back.
+
+mod address;
+mod buffers;
+mod close;
+mod control_stream;
+mod dial;
+mod exchange;
+mod hello;
+mod identity;
+mod lease;
+mod ledger;
+mod private_file;
+mod reconnect;
+mod remote;
+mod serve;
+mod server;
+mod session;
+mod slot;
+mod state_dir;
+mod tls;
+mod transport;
+mod volume;
+
+pub use private_file::write_private;
+pub use remote::{Remote, RemoteOptions};
+pub use server::{LEASE_DEFAULT, ServedVolume, Server, ServerConfig};
+pub use state_dir::StateDir;
+pub use tls::TlsFiles;

@@ -1,0 +1,259 @@
+//! Keeps a remote volume's session up: the first connection, and all after it.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tracing::{error, info, warn};
+
+use super::close::Close;
+use super::dial::{Dialer, Greeted, Next, NoSession};
+use super::ledger::{Ledger, Lost};
+use super::remote::{Link, RemoteOptions, Session, Shared};
+use super::state_dir::random;
+use crate::wire::Ticket;
+use crate::wire::control::{FEATURES, Hello, Welcome};
+use crate::wire::limits::CLIENT_NAME_BYTES_MAX;
+use crate::{Error, ErrorKind, Geometry, Result};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// A session that lived shorter than this is followed by the next one only after a pause.
+const LIVED_WELL: Duration = Duration::from_secs(1);
+
+/// Makes the first connection. Unlike later ones it has a deadline, and tells what is wrong.
+pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shared> {
+    let dialer = Dialer::new(target, options.tls.as_ref())?;
+    let client_id = random()?;
+    let client_name = options.client_name.clone().unwrap_or_else(host_name);
+    let mut number = 0;
+    let deadline = tokio::time::Instant::now() + options.connect_timeout;
+    let mut backoff = BACKOFF_MIN;
+    let mut last = None;
+    let greeted = loop {
+        number += 1;
+        let hello = Hello {
+            takeover: options.takeover,
+            ..hello_of(
+                &dialer,
+                client_id,
+                &client_name,
+                number,
+                !options.read_only,
+                0,
+            )
+        };
+        match tokio::time::timeout_at(deadline, dialer.greet(hello)).await {
+            Ok(Ok(greeted)) => break greeted,
+            Ok(Err(NoSession {
+                error,
+                next: Next::TryAgain,
+            })) => last = Some(error),
+            Ok(Err(NoSession { error, .. })) => return Err(error),
+            Err(_) => return Err(out_of_time(&dialer, &options, last)),
+        }
+        if tokio::time::timeout_at(deadline, pause(&mut backoff))
+            .await
+            .is_err()
+        {
+            return Err(out_of_time(&dialer, &options, last));
+        }
+    };
+    let first = greeted.welcome.clone();
+    let geometry = Geometry::new(first.resource_bytes, first.logical_block_bytes)?;
+    if first.has_writer {
+        warn!(volume = %dialer.target(),
+              "another host is writing this volume: reads may see a mix of old and new");
+    }
+    let session = Arc::new(session_of(greeted, number));
+    Ok(Shared {
+        dialer,
+        options,
+        client_id,
+        client_name,
+        next_session: AtomicU64::new(number),
+        link: watch::Sender::new(Link::Up(session)),
+        ledger: Mutex::new(Ledger::new(first.instance)),
+        first,
+        geometry,
+    })
+}
+
+fn out_of_time(dialer: &Dialer, options: &RemoteOptions, last: Option<Error>) -> Error {
+    let seconds = options.connect_timeout.as_secs_f32();
+    match last {
+        Some(error) => Error::new(error.kind(), format!("{error} (tried for {seconds} s)")),
+        None => Error::new(
+            ErrorKind::Unreachable,
+            format!(
+                "no answer from {} in {seconds} s; is `blockferry serve` running there, and \
+                 does UDP port {} get through?",
+                dialer.target().address,
+                dialer.target().address.port
+            ),
+        ),
+    }
+}
+
+/// Waits for the session to end and makes the next one, until there can be none any more.
+pub(super) async fn keep_up(shared: Arc<Shared>) {
+    loop {
+        let current = match &*shared.link.borrow() {
+            Link::Up(session) => Some(Arc::clone(session)),
+            Link::Away(_) => None,
+            Link::Dead(_) => return,
+        };
+        let mut backoff = Duration::ZERO;
+        if let Some(session) = current {
+            let begun = Instant::now();
+            let reason = session.connection.closed().await;
+            if Close::Fenced.is_reason_of(&reason) {
+                return give_up(&shared, "another writer has taken the volume over");
+            }
+            shared.retire(&session);
+            warn!(volume = %shared.dialer.target(), %reason,
+                  "the connection is gone; requests wait for the next one");
+            if begun.elapsed() < LIVED_WELL {
+                backoff = BACKOFF_MIN;
+            }
+        }
+        if let Err(why) = reconnect(&shared, backoff).await {
+            return give_up(&shared, &why);
+        }
+    }
+}
+
+fn give_up(shared: &Shared, why: &str) {
+    error!(volume = %shared.dialer.target(), why, "the volume is lost: all its I/O fails from now on");
+    shared.die(why);
+}
+
+/// Tries for ever. An error is final.
+async fn reconnect(shared: &Shared, mut backoff: Duration) -> Result<(), String> {
+    let since = Instant::now();
+    let mut told = None;
+    loop {
+        if backoff.is_zero() {
+            backoff = BACKOFF_MIN;
+        } else {
+            pause(&mut backoff).await;
+        }
+        let number = shared.next_session();
+        let hello = hello_of(
+            &shared.dialer,
+            shared.client_id,
+            &shared.client_name,
+            number,
+            !shared.options.read_only,
+            shared.first.epoch,
+        );
+        match shared.dialer.greet(hello).await {
+            Ok(greeted) => {
+                check_same_volume(&shared.first, &greeted.welcome)?;
+                take_up(shared, session_of(greeted, number), since.elapsed());
+                return Ok(());
+            }
+            Err(NoSession {
+                error,
+                next: Next::GiveUp,
+            }) => return Err(error.to_string()),
+            Err(NoSession { error, .. }) => {
+                let error = error.to_string();
+                if told.as_ref() != Some(&error) {
+                    warn!(volume = %shared.dialer.target(), error, "cannot connect; trying on");
+                    told = Some(error);
+                }
+            }
+        }
+    }
+}
+
+fn take_up(shared: &Shared, session: Session, away: Duration) {
+    if let Err(Lost) = shared.ledger().welcomed(session.instance) {
+        error!(volume = %shared.dialer.target(),
+               "the server started anew and has lost writes that were not flushed; \
+                the next flush will fail");
+    }
+    info!(volume = %shared.dialer.target(), away_ms = away.as_millis() as u64, "connected again");
+    // A volume that was closed in the meantime stays so.
+    shared.link.send_if_modified(|link| match link {
+        Link::Away(_) => {
+            *link = Link::Up(Arc::new(session));
+            true
+        }
+        Link::Up(_) | Link::Dead(_) => false,
+    });
+}
+
+/// Whether what came back is what was there.
+fn check_same_volume(first: &Welcome, now: &Welcome) -> Result<(), String> {
+    if (first.resource_bytes, first.logical_block_bytes)
+        != (now.resource_bytes, now.logical_block_bytes)
+    {
+        return Err(format!(
+            "the volume was changed: it had {} bytes in blocks of {}, and now has {} in blocks of {}",
+            first.resource_bytes,
+            first.logical_block_bytes,
+            now.resource_bytes,
+            now.logical_block_bytes
+        ));
+    }
+    if first.in_memory != now.in_memory || (now.in_memory && first.instance != now.instance) {
+        return Err("the volume was in the server's memory, and that is gone".to_owned());
+    }
+    Ok(())
+}
+
+fn session_of(greeted: Greeted, number: u64) -> Session {
+    Session {
+        number,
+        connection: greeted.connection,
+        instance: greeted.welcome.instance,
+        control: AsyncMutex::new((greeted.send, greeted.recv)),
+    }
+}
+
+fn hello_of(
+    dialer: &Dialer,
+    client_id: [u8; 16],
+    client_name: &str,
+    session: u64,
+    writable: bool,
+    known_epoch: u64,
+) -> Hello {
+    let target = dialer.target();
+    Hello {
+        features: FEATURES,
+        volume: target.volume.to_string(),
+        secret: target
+            .credentials
+            .as_ref()
+            .map(|known| known.secret.clone()),
+        client_id,
+        client_name: client_name.to_owned(),
+        session,
+        writable,
+        takeover: false,
+        known_epoch,
+    }
+}
+
+/// Waits a little longer each time, and not all clients equally long.
+async fn pause(backoff: &mut Duration) {
+    let [jitter] = random().unwrap_or([0]);
+    tokio::time::sleep(*backoff / 2 + *backoff * u32::from(jitter) / 512).await;
+    *backoff = (*backoff * 2).min(BACKOFF_MAX);
+}
+
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    let name: String = name.to_string_lossy().chars().take(64).collect();
+    debug_assert!(name.len() <= CLIENT_NAME_BYTES_MAX);
+    if name.is_empty() {
+        "a host".to_owned()
+    } else {
+        name
+    }
+}

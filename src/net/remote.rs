@@ -1,0 +1,470 @@
+//! A volume of a server as a backend: requests, over as many sessions as it takes.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tracing::{error, warn};
+
+use super::close::Close;
+use super::control_stream::{read_message, write_message};
+use super::dial::Dialer;
+use super::exchange::{Exchange, Fault};
+use super::ledger::{Ledger, Lost};
+use super::reconnect;
+use super::tls::TlsFiles;
+use crate::volume::{BackendFuture, Errno, Extent, Priority};
+use crate::wire::Ticket;
+use crate::wire::control::{ClientMessage, ServerMessage, Welcome};
+use crate::wire::data::{Operation, RequestHeader};
+use crate::wire::limits::{DATA_BYTES_MAX, SESSION_STREAMS_MAX};
+use crate::{AsyncBackend, Capabilities, Geometry, Result};
+
+/// How long the server may take to give the lease back.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the last packets may take.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How a remote volume is opened.
+#[derive(Debug, Clone)]
+pub struct RemoteOptions {
+    /// Only read it; no lease is taken.
+    pub read_only: bool,
+    /// Fence another writer.
+    pub takeover: bool,
+    /// How long the first connection may take.
+    pub connect_timeout: Duration,
+    /// By what name to be known to others; this host's if `None`.
+    pub client_name: Option<String>,
+    /// Certificates of a CA, for a target without a secret.
+    pub tls: Option<TlsFiles>,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            takeover: false,
+            connect_timeout: Duration::from_secs(10),
+            client_name: None,
+            tls: None,
+        }
+    }
+}
+
+/// A volume on another host.
+///
+/// When the connection breaks, requests wait and are sent again once it is back, for ever: a
+/// deadline is the caller's, who drops the future. When the volume cannot come back (another
+/// writer took it over, its memory is gone, its secret was changed), every request fails.
+pub struct Remote {
+    shared: Arc<Shared>,
+    supervisor: tokio::task::AbortHandle,
+}
+
+/// What the requests and the one who keeps the session up have in common.
+pub(super) struct Shared {
+    pub(super) dialer: Dialer,
+    pub(super) options: RemoteOptions,
+    pub(super) client_id: [u8; 16],
+    pub(super) client_name: String,
+    pub(super) next_session: AtomicU64,
+    pub(super) link: watch::Sender<Link>,
+    pub(super) ledger: Mutex<Ledger>,
+    /// What the first welcome said; it holds for as long as the volume is used.
+    pub(super) first: Welcome,
+    pub(super) geometry: Geometry,
+}
+
+/// The way to the server at this moment.
+#[derive(Clone)]
+pub(super) enum Link {
+    /// Open.
+    Up(Arc<Session>),
+    /// Broken since then, to be mended.
+    Away(SystemTime),
+    /// It will not be mended, and why.
+    Dead(Arc<str>),
+}
+
+/// A session that is or was up.
+pub(super) struct Session {
+    pub(super) number: u64,
+    pub(super) connection: Connection,
+    pub(super) instance: [u8; 16],
+    pub(super) control: AsyncMutex<(SendStream, RecvStream)>,
+}
+
+impl Remote {
+    /// Opens the volume that the ticket names. It has to be called on a Tokio runtime, which then
+    /// keeps the connection up.
+    ///
+    /// # Errors
+    /// `Unreachable` after the timeout; `Unauthenticated` for a server with another certificate
+    /// and for a secret that is refused; `NotFound` for an unknown volume; `Protocol` for a peer
+    /// of another version; `ReadOnly` for one that cannot be written; `Busy` while another writer
+    /// holds the lease.
+    pub async fn connect(target: Ticket, options: RemoteOptions) -> Result<Arc<Self>> {
+        let shared = Arc::new(reconnect::first(target, options).await?);
+        let supervisor = tokio::spawn(reconnect::keep_up(Arc::clone(&shared))).abort_handle();
+        Ok(Arc::new(Self { shared, supervisor }))
+    }
+
+    /// Size and blocks.
+    pub fn geometry(&self) -> Geometry {
+        self.shared.geometry
+    }
+
+    /// Whether it cannot be written, by nobody or by us.
+    pub fn is_read_only(&self) -> bool {
+        self.shared.first.read_only || self.shared.options.read_only
+    }
+
+    /// The instance of the server at the first connection.
+    pub fn instance(&self) -> [u8; 16] {
+        self.shared.first.instance
+    }
+
+    /// The epoch of our lease; 0 for a reader.
+    pub fn epoch(&self) -> u64 {
+        self.shared.first.epoch
+    }
+
+    /// The session that is up, as soon as there is one.
+    async fn session(&self) -> io::Result<Arc<Session>> {
+        if let Link::Up(session) = &*self.shared.link.borrow() {
+            return Ok(Arc::clone(session));
+        }
+        let mut link = self.shared.link.subscribe();
+        let settled = link
+            .wait_for(|link| !matches!(link, Link::Away(_)))
+            .await
+            .map_err(io::Error::other)?;
+        match &*settled {
+            Link::Up(session) => Ok(Arc::clone(session)),
+            Link::Dead(why) => Err(io::Error::other(why.to_string())),
+            Link::Away(_) => Err(Errno::EIO.into()),
+        }
+    }
+
+    /// What to answer after a try on `session`, or nothing if another try is due.
+    fn settle<T>(&self, session: &Session, tried: Result<T, Fault>) -> Option<io::Result<T>> {
+        match tried {
+            Ok(answer) => Some(Ok(answer)),
+            Err(Fault::Failed(error)) => Some(Err(error)),
+            Err(Fault::Broken) => {
+                self.shared.retire(session);
+                None
+            }
+            Err(Fault::Nonsense(fault)) => {
+                warn!(volume = %self.shared.dialer.target(), %fault, "the server broke the protocol");
+                self.shared.retire(session);
+                Some(Err(Errno::EIO.into()))
+            }
+        }
+    }
+
+    async fn read(&self, buf: &mut [u8], request: RequestHeader) -> io::Result<usize> {
+        loop {
+            let session = self.session().await?;
+            let tried = async {
+                let mut exchange = Exchange::open(&session.connection, request).await?;
+                exchange.ask(&[]).await?;
+                exchange.read_into(buf).await
+            };
+            if let Some(answer) = self.settle(&session, tried.await) {
+                return answer;
+            }
+        }
+    }
+
+    async fn change(&self, request: RequestHeader, body: &[u8]) -> io::Result<()> {
+        loop {
+            let session = self.session().await?;
+            let tried = async {
+                let mut exchange = Exchange::open(&session.connection, request).await?;
+                let unanswered = Unanswered::new(&self.shared, &session);
+                exchange.ask(body).await?;
+                let answer = exchange.finished().await;
+                unanswered.settle(&answer);
+                answer
+            };
+            let tried = tried.await;
+            if tried.is_ok() && !is_durable(request.operation) {
+                self.shared.ledger().acknowledged(session.instance);
+            }
+            if let Some(answer) = self.settle(&session, tried) {
+                return answer;
+            }
+        }
+    }
+
+    async fn flush_all(&self) -> io::Result<()> {
+        let request = request(Operation::Flush, 0, 0, Priority::Demand);
+        loop {
+            let session = self.session().await?;
+            let begun = self.shared.ledger().begin_flush();
+            let covered = begun.map_err(|Lost| {
+                error!(volume = %self.shared.dialer.target(),
+                       "a flush fails: writes were lost when the server started anew");
+                io::Error::from(Errno::EIO)
+            })?;
+            let tried = async {
+                let mut exchange = Exchange::open(&session.connection, request).await?;
+                exchange.ask(&[]).await?;
+                exchange.finished().await
+            };
+            let tried = tried.await;
+            if tried.is_ok() {
+                self.shared.ledger().flushed(session.instance, covered);
+            }
+            if let Some(answer) = self.settle(&session, tried) {
+                return answer;
+            }
+        }
+    }
+
+    async fn map(&self, range: Range<u64>) -> io::Result<Vec<Extent>> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut start = range.start;
+        while start < range.end {
+            let rest = start..range.end;
+            let request = request(
+                Operation::Map,
+                start,
+                rest.end - rest.start,
+                Priority::Demand,
+            );
+            let session = self.session().await?;
+            let tried = async {
+                let mut exchange = Exchange::open(&session.connection, request).await?;
+                exchange.ask(&[]).await?;
+                exchange.extents(&rest).await
+            };
+            let Some(answer) = self.settle(&session, tried.await) else {
+                continue;
+            };
+            for extent in answer? {
+                start = extent.range.end;
+                match extents.last_mut() {
+                    Some(last) if last.data == extent.data => last.range.end = extent.range.end,
+                    _ => extents.push(extent),
+                }
+            }
+        }
+        Ok(extents)
+    }
+
+    async fn give_back(&self) -> io::Result<()> {
+        let link = self.shared.link.borrow().clone();
+        let mut released = Ok(());
+        if let Link::Up(session) = link {
+            let mut control = session.control.lock().await;
+            let (send, recv) = &mut *control;
+            let talk = async {
+                write_message(send, &ClientMessage::Release).await?;
+                read_message::<ServerMessage>(recv).await
+            };
+            released = match tokio::time::timeout(RELEASE_TIMEOUT, talk).await {
+                Ok(Ok(ServerMessage::Released)) => Ok(()),
+                _ => Err(io::Error::other("the server did not take the lease back")),
+            };
+            Close::Done.close(&session.connection);
+        }
+        self.shared.die("the volume was closed");
+        self.supervisor.abort();
+        self.shared.dialer.farewell(FAREWELL_TIMEOUT).await;
+        released
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.supervisor.abort();
+        if let Link::Up(session) = &*self.shared.link.borrow() {
+            Close::Done.close(&session.connection);
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn next_session(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Ends the session, if that is still to be done: from now on requests wait for the next one.
+    pub(super) fn retire(&self, session: &Session) {
+        self.link.send_if_modified(|link| match link {
+            Link::Up(up) if up.number == session.number => {
+                *link = Link::Away(SystemTime::now());
+                true
+            }
+            _ => false,
+        });
+        Close::Retired.close(&session.connection);
+    }
+
+    /// From now on every request fails.
+    pub(super) fn die(&self, why: &str) {
+        self.link.send_replace(Link::Dead(why.into()));
+    }
+}
+
+/// A change that was sent and not answered. When it is dropped as such, its session ends at once,
+/// so that the server forgets or finishes it before it sees anything that overlaps.
+struct Unanswered<'a> {
+    shared: &'a Shared,
+    session: &'a Session,
+    answered: bool,
+}
+
+impl<'a> Unanswered<'a> {
+    fn new(shared: &'a Shared, session: &'a Session) -> Self {
+        Self {
+            shared,
+            session,
+            answered: false,
+        }
+    }
+
+    fn settle(mut self, answer: &Result<(), Fault>) {
+        self.answered = matches!(answer, Ok(()) | Err(Fault::Failed(_)));
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.shared.retire(self.session);
+        }
+    }
+}
+
+fn request(operation: Operation, offset: u64, len: u64, priority: Priority) -> RequestHeader {
+    RequestHeader {
+        operation,
+        priority,
+        offset,
+        len,
+    }
+}
+
+fn is_durable(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Write { fua: true } | Operation::WriteZeroes { fua: true, .. }
+    )
+}
+
+impl AsyncBackend for Remote {
+    fn size(&self) -> u64 {
+        self.shared.geometry.resource_bytes()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let first = &self.shared.first;
+        Capabilities {
+            read_only: self.is_read_only(),
+            logical_block_bytes: first.logical_block_bytes,
+            preferred_bytes: first.offers.preferred_bytes,
+            max_concurrency: first.offers.max_concurrency.min(SESSION_STREAMS_MAX),
+            flush_is_durable: first.offers.flush_is_durable,
+            sparse_map: first.offers.sparse_map,
+            discard: first.offers.discard,
+        }
+    }
+
+    fn read_at<'a>(
+        &'a self,
+        buf: &'a mut [u8],
+        offset: u64,
+        priority: Priority,
+    ) -> BackendFuture<'a, usize> {
+        Box::pin(async move {
+            let mut done = 0;
+            while done < buf.len() {
+                let len = (buf.len() - done).min(DATA_BYTES_MAX as usize);
+                let at = offset + done as u64;
+                let request = request(Operation::Read, at, len as u64, priority);
+                let filled = self.read(&mut buf[done..done + len], request).await?;
+                done += filled;
+                if filled < len {
+                    break;
+                }
+            }
+            Ok(done)
+        })
+    }
+
+    fn write_at<'a>(
+        &'a self,
+        buf: &'a [u8],
+        offset: u64,
+        fua: bool,
+        priority: Priority,
+    ) -> BackendFuture<'a, ()> {
+        Box::pin(async move {
+            let mut at = offset;
+            for part in buf.chunks(DATA_BYTES_MAX as usize) {
+                let len = part.len() as u64;
+                let request = request(Operation::Write { fua }, at, len, priority);
+                self.change(request, part).await?;
+                at += len;
+            }
+            Ok(())
+        })
+    }
+
+    fn flush(&self) -> BackendFuture<'_, ()> {
+        Box::pin(self.flush_all())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BackendFuture<'_, ()> {
+        let request = request(Operation::Discard, offset, len, Priority::Demand);
+        Box::pin(self.change_unless_empty(request))
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        no_unmap: bool,
+        fua: bool,
+    ) -> BackendFuture<'_, ()> {
+        let operation = Operation::WriteZeroes { fua, no_unmap };
+        Box::pin(self.change_unless_empty(request(operation, offset, len, Priority::Demand)))
+    }
+
+    fn allocated(&self, range: Range<u64>) -> BackendFuture<'_, Vec<Extent>> {
+        Box::pin(self.map(range))
+    }
+
+    fn close(&self) -> BackendFuture<'_, ()> {
+        Box::pin(self.give_back())
+    }
+
+    fn away_since(&self) -> Option<SystemTime> {
+        match &*self.shared.link.borrow() {
+            Link::Away(since) => Some(*since),
+            Link::Up(_) | Link::Dead(_) => None,
+        }
+    }
+}
+
+impl Remote {
+    async fn change_unless_empty(&self, request: RequestHeader) -> io::Result<()> {
+        if request.len == 0 {
+            return Ok(());
+        }
+        self.change(request, &[]).await
+    }
+}

@@ -1,0 +1,142 @@
+//! A client that was let in: its control stream and its requests, until it leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, info, warn};
+
+use super::buffers::BufferPool;
+use super::close::Close;
+use super::control_stream::{ControlError, read_message, write_message};
+use super::hello::{Known, refuse};
+use super::serve;
+use super::transport::{self, IDLE_TIMEOUT};
+use super::volume::{Admitted, Volume};
+use crate::wire::control::{ClientMessage, ServerMessage};
+use crate::wire::limits::{SESSION_IN_FLIGHT_BYTES_MAX, SESSION_STREAMS_MAX};
+
+/// How long requests in flight may take to end when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the requests of a session share.
+pub(super) struct Session {
+    pub(super) connection: Connection,
+    pub(super) volume: Arc<Volume>,
+    pub(super) admitted: Admitted,
+    pub(super) pool: Arc<BufferPool>,
+    /// Room for the bytes of requests, in bytes.
+    pub(super) room: Arc<Semaphore>,
+    /// Room for requests.
+    requests: Arc<Semaphore>,
+}
+
+/// Admits the client and serves it until it leaves or the server stops.
+pub(super) async fn run(
+    known: Known,
+    connection: Connection,
+    pool: Arc<BufferPool>,
+    stopping: watch::Receiver<bool>,
+) {
+    let Known {
+        volume,
+        hello,
+        version,
+        mut send,
+        recv,
+    } = known;
+    let peer = connection.remote_address();
+    let admitted = match volume.admit(&hello, &connection).await {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            info!(volume = %volume.name, client = hello.client_name, %peer,
+                  why = refused.message, "refused");
+            return refuse(&connection, send, refused).await;
+        }
+    };
+    info!(volume = %volume.name, client = hello.client_name, %peer,
+          session = admitted.session, writable = admitted.writable, "in");
+    let welcome = volume.welcome(version, &admitted).await;
+    transport::open_up(&connection);
+    let session = Arc::new(Session {
+        connection,
+        volume,
+        admitted,
+        pool,
+        room: Arc::new(Semaphore::new(SESSION_IN_FLIGHT_BYTES_MAX as usize)),
+        requests: Arc::new(Semaphore::new(SESSION_STREAMS_MAX as usize)),
+    });
+    if write_message(&mut send, &ServerMessage::Welcome(welcome))
+        .await
+        .is_ok()
+    {
+        let control = tokio::spawn(control(Arc::clone(&session), send, recv));
+        session.serve(stopping).await;
+        control.abort();
+    }
+    let reason = session.connection.closed().await;
+    let silent_for = match reason {
+        ConnectionError::TimedOut => IDLE_TIMEOUT,
+        _ => Duration::ZERO,
+    };
+    session.volume.lost(&session.admitted, silent_for).await;
+    info!(volume = %session.volume.name, client = hello.client_name, %peer, %reason, "out");
+}
+
+impl Session {
+    /// Takes requests until the connection ends or the server stops; then what is in flight ends.
+    async fn serve(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) {
+        loop {
+            let next = async {
+                let permit = Arc::clone(&self.requests).acquire_owned().await.ok()?;
+                let stream = self.connection.accept_bi().await.ok()?;
+                Some((permit, stream))
+            };
+            let next = tokio::select! {
+                next = next => next,
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+            };
+            let Some((permit, (send, recv))) = next else {
+                return;
+            };
+            let session = Arc::clone(self);
+            tokio::spawn(async move {
+                serve::answer(&session, send, recv).await;
+                drop(permit);
+            });
+        }
+        let all_ended = self.requests.acquire_many(SESSION_STREAMS_MAX);
+        if tokio::time::timeout(DRAIN_TIMEOUT, all_ended)
+            .await
+            .is_err()
+        {
+            warn!(volume = %self.volume.name, "requests in flight did not end in time");
+        }
+        Close::GoingAway.close(&self.connection);
+    }
+}
+
+/// Hears what the client says beside its requests.
+async fn control(session: Arc<Session>, mut send: SendStream, mut recv: RecvStream) {
+    loop {
+        match read_message(&mut recv).await {
+            Ok(ClientMessage::Release) => {
+                if let Err(refused) = session.volume.release(&session.admitted).await {
+                    debug!(why = refused.message, "the lease stays until it runs out");
+                }
+                let _ = write_message(&mut send, &ServerMessage::Released).await;
+            }
+            Ok(ClientMessage::Hello(_)) => {
+                warn!(peer = %session.connection.remote_address(), "a second hello");
+                return Close::Protocol.close(&session.connection);
+            }
+            Err(ControlError::Wire(fault)) => {
+                warn!(peer = %session.connection.remote_address(), %fault,
+                      "a client broke the protocol");
+                return Close::Protocol.close(&session.connection);
+            }
+            Err(ControlError::Ended) => return,
+        }
+    }
+}

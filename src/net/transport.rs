@@ -1,0 +1,139 @@
+//! How the QUIC transport is set: windows, timers, packet sizes, sockets.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use nix::sys::socket::{setsockopt, sockopt};
+use quinn::{
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig,
+    VarInt,
+};
+
+use crate::error::Context;
+use crate::wire::limits::SESSION_STREAMS_MAX;
+use crate::{Error, ErrorKind, Result};
+
+/// A peer that was not heard of for this long is gone.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+
+/// How much one stream may have under way: a request is not longer.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// How much a connection may have under way: several times 1 Gbit/s × 100 ms.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+
+/// How much a client may send before it is known: one hello.
+const UNAUTHENTICATED_WINDOW_BYTES: u32 = 128 << 10;
+
+/// The largest datagram that is tried on the loopback interface, in bytes of UDP payload.
+const LOOPBACK_PAYLOAD_BYTES_MAX: u16 = 65_000;
+
+/// The largest datagram that is tried elsewhere: what fits a jumbo frame.
+const PAYLOAD_BYTES_MAX: u16 = 8_952;
+
+/// What is asked of the kernel for each direction of a socket.
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+
+/// The transport for a connection to `peer`. A server begins with room for a hello alone; see
+/// [`open_up`].
+pub(super) fn transport(peer: SocketAddr, side: Side) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    let (streams, window) = match side {
+        Side::Client => (0, CONNECTION_WINDOW_BYTES),
+        Side::Server => (1, UNAUTHENTICATED_WINDOW_BYTES),
+    };
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(if peer.ip().to_canonical().is_loopback() {
+        LOOPBACK_PAYLOAD_BYTES_MAX
+    } else {
+        PAYLOAD_BYTES_MAX
+    });
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(window))
+        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(idle_timeout()))
+        .mtu_discovery_config(Some(discovery));
+    Arc::new(config)
+}
+
+/// Which end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+fn idle_timeout() -> IdleTimeout {
+    let ms = IDLE_TIMEOUT.as_millis() as u32;
+    IdleTimeout::from(VarInt::from_u32(ms))
+}
+
+/// Gives a client that is known now the room that its requests need.
+pub(super) fn open_up(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(SESSION_STREAMS_MAX));
+}
+
+/// An endpoint on `address`. `reset_key` has to be the same over restarts of a server, so that
+/// clients of the process before this one learn at once that their connection is gone.
+pub(super) fn endpoint(
+    address: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+    reset_key: &[u8],
+) -> Result<Endpoint> {
+    let bind = || -> io::Result<Endpoint> {
+        let socket = UdpSocket::bind(address)?;
+        enlarge_buffers(&socket);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
+        let mut config = EndpointConfig::new(Arc::new(key));
+        config
+            .max_udp_payload_size(LOOPBACK_PAYLOAD_BYTES_MAX)
+            .map_err(io::Error::other)?;
+        Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
+    };
+    bind().map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => Error::new(
+            ErrorKind::Busy,
+            format!(
+                "UDP port {} is in use; choose another with --listen",
+                address.port()
+            ),
+        )
+        .because(error),
+        io::ErrorKind::AddrNotAvailable => Error::new(
+            ErrorKind::InvalidInput,
+            format!("{} is no address of this host", address.ip()),
+        )
+        .because(error),
+        _ => Error::io(format!("cannot listen on {address}"), error),
+    })
+}
+
+/// Best effort: the system's limit counts where we are not root.
+fn enlarge_buffers(socket: &UdpSocket) {
+    let size = SOCKET_BUFFER_BYTES;
+    if setsockopt(socket, sockopt::RcvBufForce, &size).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &size);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &size).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &size);
+    }
+}
+
+/// The addresses of a host.
+pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let addresses = tokio::net::lookup_host((host, port))
+        .await
+        .context_io(|| format!("cannot find the address of `{host}`"))?;
+    Ok(addresses.collect())
+}

@@ -1,0 +1,62 @@
+//! Every operation over real sockets, against a plain array of bytes.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod net_support;
+
+use std::sync::atomic::Ordering;
+
+use blockferry::AsyncBackend;
+use net_support::{Dice, Memory, Setup, connect, extents, pattern, read, write};
+
+const SIZE: usize = 24 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_operation_does_what_a_byte_array_does() {
+    let state = tempfile::tempdir().unwrap();
+    let memory = Memory::new(SIZE);
+    let server = Setup::new(state.path(), memory.clone()).start();
+    let remote = connect(&server.ticket).await;
+    assert_eq!(remote.size(), SIZE as u64);
+    let mut model = vec![0u8; SIZE];
+    let mut dice = Dice(7);
+    for round in 0..300u64 {
+        let offset = dice.roll(SIZE as u64 - 1);
+        let most = if round % 20 == 0 { 9 << 20 } else { 64 << 10 };
+        let len = 1 + dice.roll(most).min(SIZE as u64 - offset - 1);
+        let range = offset as usize..(offset + len) as usize;
+        match dice.roll(6) {
+            0 | 1 => {
+                let bytes = pattern(round, len as usize);
+                write(&remote, offset, &bytes).await.unwrap();
+                model[range].copy_from_slice(&bytes);
+            }
+            2 => {
+                remote.discard(offset, len).await.unwrap();
+                model[range].fill(0);
+            }
+            3 => {
+                let no_unmap = round % 2 == 0;
+                remote
+                    .write_zeroes(offset, len, no_unmap, true)
+                    .await
+                    .unwrap();
+                model[range].fill(0);
+            }
+            4 => {
+                let map = remote.allocated(offset..offset + len).await.unwrap();
+                assert_eq!(map, extents(&model, offset..offset + len), "round {round}");
+            }
+            _ => {
+                let bytes = read(&remote, offset, len as usize).await.unwrap();
+                assert!(bytes == model[range], "round {round}: {offset} {len}");
+            }
+        }
+    }
+    remote.flush().await.unwrap();
+    assert_eq!(memory.flushes.load(Ordering::SeqCst), 1);
+    assert!(read(&remote, 0, SIZE).await.unwrap() == model);
+    assert!(*memory.bytes.lock().unwrap() == model);
+    remote.close().await.unwrap();
+    server.stop().await;
+}
