@@ -1,18 +1,20 @@
 //! The command line: one file a verb, arguments first, their meaning second.
 
 mod completions;
+mod detach;
 mod doctor;
 mod list;
 mod logging;
 mod man;
 mod mount;
 mod output;
+mod serving;
 mod status;
 mod stop;
+mod ticket_argument;
 
 use std::process::ExitCode;
 
-use blockferry::{Error, ErrorKind};
 use clap::{Parser, Subcommand};
 
 /// Turns any resource into a Linux block device.
@@ -33,7 +35,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Mount(mount::MountArgs),
+    Mount(mount::Args),
     List(list::Args),
     Status(status::Args),
     Stop(stop::Args),
@@ -49,9 +51,7 @@ pub(crate) fn run() -> ExitCode {
         return output::fail(&error, 2);
     }
     let result = match cli.verb {
-        Verb::Mount(args) => args
-            .run()
-            .map_err(|error| Error::new(ErrorKind::Io, format!("{error:#}"))),
+        Verb::Mount(args) => mount::run(&args),
         Verb::List(args) => list::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Stop(args) => stop::run(&args),

@@ -8,9 +8,11 @@ pub mod ublk;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::volume::Volume;
 use crate::{Error, ErrorKind, Result};
 
 pub use choice::{Choice, choose};
@@ -50,6 +52,15 @@ impl FromStr for DeviceKind {
     }
 }
 
+/// The most queues of a device.
+pub const QUEUES_MAX: u16 = 64;
+
+/// The most requests that a queue holds (`UBLK_MAX_QUEUE_DEPTH`).
+pub const DEPTH_MAX: u16 = 4096;
+
+/// How many requests a queue holds unless another number is asked for.
+pub const DEPTH_DEFAULT: u16 = 128;
+
 /// How a device is set up.
 #[derive(Debug, Clone)]
 pub struct DeviceOptions {
@@ -63,6 +74,58 @@ pub struct DeviceOptions {
     pub depth: u16,
     /// Refuse writes.
     pub read_only: bool,
+}
+
+impl DeviceOptions {
+    /// The usual: a queue for each processor up to four, [`DEPTH_DEFAULT`] requests each.
+    pub fn new(name: impl Into<String>, run_directory: impl Into<PathBuf>) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            name: name.into(),
+            run_directory: run_directory.into(),
+            queues: processors.min(4) as u16,
+            depth: DEPTH_DEFAULT,
+            read_only: false,
+        }
+    }
+
+    /// How many requests all queues hold together.
+    pub fn requests_max(&self) -> usize {
+        usize::from(self.queues) * usize::from(self.depth)
+    }
+
+    fn check(&self) -> Result<()> {
+        let within =
+            (1..=QUEUES_MAX).contains(&self.queues) && (1..=DEPTH_MAX).contains(&self.depth);
+        if within {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "{} queues of depth {}: there can be 1 to {QUEUES_MAX} queues, of depth 1 to {DEPTH_MAX}",
+                self.queues, self.depth
+            ),
+        ))
+    }
+}
+
+/// Makes a device of the given kind for a volume, and returns when applications can open it.
+/// [`choose`] tells which kind suits this machine.
+///
+/// # Errors
+/// `InvalidInput` for options out of bounds, and what the kind of device gives; nothing is left
+/// behind then.
+pub fn start(
+    kind: DeviceKind,
+    volume: Arc<Volume>,
+    options: &DeviceOptions,
+) -> Result<Box<dyn Device>> {
+    options.check()?;
+    Ok(match kind {
+        DeviceKind::Ublk => Box::new(ublk::UblkDevice::start(volume, options)?),
+        DeviceKind::Fuse => Box::new(fuse::FuseDevice::start(volume, options)?),
+    })
 }
 
 /// A device that is being served. Dropping it removes it.

@@ -102,6 +102,7 @@ impl FuseDevice {
             }
         }
         self.made_directory = true;
+        self.record().save(&options.run_directory)?;
         let threads = options.queues.clamp(1, THREADS_MAX);
         let geometry = *volume.geometry();
         let requests = if volume.is_memory() {
@@ -129,6 +130,7 @@ impl FuseDevice {
         File::open(&self.path).context_io(|| format!("cannot open {}", self.path.display()))?;
         if nix::unistd::geteuid().is_root() {
             self.put_loop_device_on_top(geometry.logical_block_bytes());
+            self.record().save(&options.run_directory)?;
         }
         Ok(())
     }

@@ -63,6 +63,7 @@ impl UblkDevice {
             removed: false,
         };
         // From here on dropping the device removes it.
+        device.record().save(&options.run_directory)?;
         device.set_up(&volume, options, &info)?;
         Ok(device)
     }

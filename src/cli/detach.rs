@@ -1,0 +1,74 @@
+//! Going on in the background, once the device is ready.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use blockferry::{Context, Error, ErrorKind, Result};
+
+use super::output;
+
+/// The file in the device's run-time directory that takes its log.
+const LOG: &str = "log";
+
+/// The longest line that is taken for a path, in bytes.
+const LINE_BYTES_MAX: u64 = 8192;
+
+/// Starts this program again with the same arguments, waits until its device is ready, and prints
+/// the path in its place.
+pub(super) fn run() -> Result<()> {
+    let program = std::env::current_exe().context_io(|| "cannot find this program")?;
+    let mut child = Command::new(program)
+        .args(arguments())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context_io(|| "cannot start this program again")?;
+    let mut path = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout.take(LINE_BYTES_MAX))
+            .read_line(&mut path)
+            .context_io(|| "cannot read from the process in the background")?;
+    }
+    if path.ends_with('\n') {
+        return output::line(path.trim_end());
+    }
+    // It said why on standard error, which is ours.
+    let status = child
+        .wait()
+        .context_io(|| "cannot wait for the process in the background")?;
+    Err(Error::new(
+        ErrorKind::Io,
+        format!("the process in the background ended ({status})"),
+    ))
+}
+
+/// The arguments of this process, with `--detached` in place of `--detach`.
+fn arguments() -> impl Iterator<Item = OsString> {
+    std::env::args_os()
+        .skip(1)
+        .map(|argument| match argument.to_str() {
+            Some("--detach") => "--detached".into(),
+            _ => argument,
+        })
+}
+
+/// For the process in the background, once its path is printed: leaves the terminal, and logs to a
+/// file in its run-time directory.
+pub(super) fn settle(directory: &Path) -> Result<()> {
+    let path = directory.join(LOG);
+    let context = || format!("cannot log to {}", path.display());
+    let log = File::create(&path).context_io(context)?;
+    let nothing = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context_io(|| "cannot open /dev/null")?;
+    nix::unistd::dup2_stdin(&nothing).context_io(context)?;
+    nix::unistd::dup2_stdout(&nothing).context_io(context)?;
+    nix::unistd::dup2_stderr(&log).context_io(context)?;
+    // It fails only for the leader of a group, which a terminal does not end either.
+    let _ = nix::unistd::setsid();
+    Ok(())
+}
