@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+qemu_prepare() { die "not yet"; }
