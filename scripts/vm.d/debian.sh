@@ -29,12 +29,18 @@ debian_apt() {
     -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3 "$@"
 }
 
-# debian_suite SUITE: fetches the suite's package lists.
-debian_suite() {
-  local home=$CACHE_DIR/apt/$1 signed=
+# debian_sources SUITE DIR: writes apt's files for SUITE into DIR.
+debian_sources() {
+  local suite=$1 home=$2 mirror signed=
+  mirror=$(debian_mirror)
   mkdir -p "$home/lists/partial" "$home/cache/archives/partial"
   [ ! -e "$DEBIAN_KEYRING" ] || signed="[signed-by=$DEBIAN_KEYRING] "
-  printf 'deb %s%s %s main\n' "$signed" "$(debian_mirror)" "$1" >"$home/sources.list"
+  printf 'deb %s%s %s main\n' "$signed" "$mirror" "$suite" >"$home/sources.list"
+}
+
+# debian_suite SUITE: fetches the suite's package lists.
+debian_suite() {
+  debian_sources "$1" "$CACHE_DIR/apt/$1"
   debian_apt "$1" apt-get update >&2
 }
 

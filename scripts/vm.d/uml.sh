@@ -65,7 +65,7 @@ uml_run() {
   # 7.3 runs its processes under seccomp, about ten times faster than the ptrace of 6.1.
   case $1 in 7.3) options=(seccomp=on ncpus=1) ;; esac
   [ -n "$cpu" ] || cpu=$(last_cpu)
-  cp "$PARTS/guest.sh" "$run_dir/init"
+  cp "$PARTS/uml-init.sh" "$run_dir/init"
   TMPDIR=$(uml_memory_dir) timeout -k 5 "$seconds" taskset -c "$cpu" "$uml_kernel" "${options[@]}" \
     mem="$memory" uml_dir="$run_dir" root=none rootfstype=hostfs rootflags=/ ro init="$run_dir/init" \
     con=null con0=null,fd:1 console=tty0 random.trust_bootloader=1 panic=-1 scsi_debug.add_host=0 hostname=uml \

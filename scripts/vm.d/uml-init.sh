@@ -1,6 +1,6 @@
 #!/bin/bash
 # The first process of a User Mode Linux guest, started as RUN_DIR/init (scripts/vm wrote RUN_DIR): a memory overlay over the
-# host's root, the usual file systems, then the command; its output and status go to RUN_DIR/answer, and the guest is over.
+# host's root, the usual file systems, then the command (enter.sh); then the guest is over.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 run_dir=$(dirname "$0")
 root=/mnt/root
@@ -30,14 +30,6 @@ while IFS= read -r folder; do
   mount -t hostfs -o "$folder" none "$root$folder"
 done <"$run_dir/writable"
 
-cat >$root/run/.command <<'END'
-cd "$(cat "$1/cwd")" || exit
-export HOME=/root TERM=dumb OUT="$(cat "$1/out_dir")"
-PATH=$PATH:/root/.cargo/bin
-bash "$1/command" >"$1/answer/stdout" 2>"$1/answer/stderr" </dev/null
-echo $? >"$1/answer/status"
-sync
-END
-chroot $root /bin/bash /run/.command "$run_dir"
+chroot $root /bin/bash "$run_dir/enter" "$run_dir"
 echo o >$root/proc/sysrq-trigger
 sleep 5
