@@ -48,19 +48,21 @@ cargo_step() {
   fi
 }
 
-# vm_tests PLACE "TEST..." OPTION...: runs tests/vm/run on the tests in one boot of scripts/vm with the options.
-vm_tests() {
-  local place=$1 tests=$2 name test out result
+# run_vm_tests PLACE "TEST..." COMMAND...: runs tests/vm/run on the tests by the command, which takes a line of bash as its last
+# argument, as scripts/vm does. Each test counts.
+run_vm_tests() {
+  local place=$1 tests=$2 name test out outcome seconds reason
   shift 2
   name=$place-$(basename "${tests%% *}" .sh)
   out=$logs/$name.out
   mkdir "$out"
-  run_logged "$name" ./scripts/vm --out "$out" "$@" "BLOCKFERRY='$binary' tests/vm/run $tests"
+  [ "$1" != ./scripts/vm ] || set -- "$@" --out "$out"
+  OUT=$out run_logged "$name" "$@" "BLOCKFERRY='$binary' tests/vm/run $tests"
   for test in $tests; do
     test=$(basename "$test" .sh)
-    result=$(sed -n "s/^$test //p" "$out/results" 2>/dev/null)
     # "OUTCOME SECONDS REASON"; nothing where the guest died before.
-    read -r outcome seconds reason <<<"${result:-failed 0 the guest ended before it did}"
+    read -r outcome seconds reason < <(sed -n "s/^$test //p" "$out/results" 2>/dev/null) ||
+      read -r outcome seconds reason <<<"failed 0 the kernel ended before it did"
     record "$outcome" "$place $test" "$seconds" "$reason"
   done
 }

@@ -186,12 +186,15 @@ address_of() { sed -E 's#^blockferry://([^/]*)/.*#\1#' <<<"$1"; }
 block_devices() {
   local loop
   for loop in /sys/block/loop*/loop/backing_file; do
-    [ ! -e "$loop" ] || echo "$loop $(cat "$loop")"
+    [ ! -e "$loop" ] || echo "/dev/$(cut -d/ -f4 <<<"$loop") $(cat "$loop")"
   done
   ls -d /sys/block/ublkb* /dev/ublkc* 2>/dev/null || true
 }
 
 fuse_mounts() { awk '$3 ~ /^fuse/ { print $2 }' /proc/self/mounts; }
+
+devices_before=$(block_devices)
+fuse_mounts_before=$(fuse_mounts)
 
 programs() { pgrep -f "^$BLOCKFERRY " || true; }
 
@@ -202,11 +205,11 @@ descriptors_of() { find "/proc/$1/fd" -mindepth 1 2>/dev/null | wc -l; }
 # nothing_left: asserts that no device, mount or program of ours is there any more.
 nothing_left() {
   wait_until "$STOP_LIMIT_S" "the end of our devices: $(block_devices)" no_devices
-  same "$(fuse_mounts)" "" "FUSE mounts left"
+  same "$(fuse_mounts)" "$fuse_mounts_before" "FUSE mounts left"
   same "$(programs)" "" "programs left"
 }
 
-no_devices() { [ -z "$(block_devices)" ]; }
+no_devices() { [ "$(block_devices)" = "$devices_before" ]; }
 
 # mount_at DEVICE FOLDER [OPTION...]: mounts a file system, which the clean-up unmounts if the test does not.
 mount_at() {
@@ -222,14 +225,16 @@ clean_up() {
   trap - EXIT
   set +e
   for folder in "${mounts[@]}"; do
-    mountpoint -q "$folder" && umount -l "$folder"
+    ! mountpoint -q "$folder" || umount -l "$folder"
   done
   for name in "${!pid_of[@]}"; do
     [ "$status" -eq 0 ] || [ "$status" -eq "$SKIP_STATUS" ] || { echo "--- $name.log" && tail -n 30 "$work/$name.log"; } >&2
     kill -KILL "${pid_of[$name]}" 2>/dev/null
     wait "${pid_of[$name]}" 2>/dev/null
   done
-  rm -rf "$work"
+  block_devices | awk -v work="$work/" 'index($2, work) == 1 { print $1 }' | xargs -r -n1 losetup -d
+  fuse_mounts | grep "^$work/" | xargs -r umount -l
+  rm -rf --one-file-system "$work"
   exit "$status"
 }
 trap clean_up EXIT
