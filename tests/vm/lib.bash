@@ -223,6 +223,7 @@ mount_at() {
 clean_up() {
   local status=$? name folder
   trap - EXIT
+  trap '' INT TERM
   set +e
   for folder in "${mounts[@]}"; do
     ! mountpoint -q "$folder" || umount -l "$folder"
