@@ -9,7 +9,7 @@ check() {
   truncate -s 64M "$file"
   attach file "file:$file"
   refused "$BLOCKFERRY" mount "file:$file" --direct --name second
-  verify_io "$device" 32
+  verify_io "$device" 16
   written=$(checksum "$device")
   detach file
   same "$(stat -c %s "$file")" $((64 << 20)) "size of the file on $1"
