@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # QEMU: unmodified Debian kernels with two CPUs on this machine's root file system (read-only, with memory overlays), booted
 # by virtme-ng. Sourced by scripts/vm, whose globals it reads.
-# shellcheck disable=SC2154
+# shellcheck disable=SC2153,SC2154
 
 QEMU_CPUS=2
 QEMU_BOOTS_MAX=3

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # User Mode Linux: a kernel that runs as a process on this machine's root file system and boots in under a second.
 # Sourced by scripts/vm, whose globals it reads.
-# shellcheck disable=SC2154
+# shellcheck disable=SC2153,SC2154
 
 UML_BUILD_WAIT_S=5400
 
