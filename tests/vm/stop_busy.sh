@@ -1,0 +1,38 @@
+#!/bin/bash
+# Risk: stop pulls a device from under a file system unasked, does not say who holds it, or cannot be made to.
+# shellcheck source=tests/vm/lib.bash
+. "$(dirname "$0")/lib.bash"
+
+prepare() {
+  attach "$1" mem:64MiB
+  mkfs.ext4 -q "$device"
+  mount_at "$device" "$work/mnt"
+  echo world >"$work/mnt/hello"
+  sync -f "$work/mnt"
+}
+
+log_names_mount() { grep -q "$work/mnt" "$work/$1.log"; }
+
+prepare asked
+refused "$BLOCKFERRY" stop asked
+contains "$message" "$work/mnt" "who holds the device, by stop"
+same "$(cat "$work/mnt/hello")" world "the file, after a stop that was refused"
+umount "$work/mnt"
+"$BLOCKFERRY" stop asked || fail "stop failed on a free device"
+ends_with 0 asked
+
+prepare interrupted
+kill -INT "${pid_of[interrupted]}"
+wait_until 30 "who holds the device, by a signal" log_names_mount interrupted
+same "$(cat "$work/mnt/hello")" world "the file, after one signal"
+kill -INT "${pid_of[interrupted]}"
+wait_until "$STOP_LIMIT_S" "the end after a second signal" gone "${pid_of[interrupted]}"
+reap interrupted || true
+umount -l "$work/mnt"
+
+prepare forced
+"$BLOCKFERRY" stop forced --force || fail "stop --force failed"
+wait_until "$STOP_LIMIT_S" "the end after stop --force" gone "${pid_of[forced]}"
+reap forced || true
+umount -l "$work/mnt"
+nothing_left
