@@ -5,7 +5,6 @@ All that have queues get one of them with 128 tags, and no I/O scheduler."""
 import os
 import re
 import select
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -92,7 +91,9 @@ class Rublk(Server):
         return f"/dev/ublkb{self.number}"
 
     def stop(self):
-        output([rublk(), "del", "-n", str(self.number)])
+        # Its server may delete the device first, and `del` then fails: what counts is that the device goes.
+        subprocess.run([rublk(), "del", "-n", str(self.number)], capture_output=True, timeout=START_S)
+        wait_for(lambda: not Path(f"/dev/ublkc{self.number}").exists(), f"the end of /dev/ublkc{self.number}")
 
     def pids(self):
         return [self.pid]
@@ -227,7 +228,7 @@ def wait_for(condition, what):
 
 def end(process):
     """Ends a process that was started here."""
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     try:
         process.wait(START_S)
     except subprocess.TimeoutExpired:

@@ -34,8 +34,9 @@ def make(name, title, plan, qemu, nbd_key, about):
         report.table(["IOPS", *(short(key) for key in group["figures"])], figure_rows(group["figures"]))
         missing(report, group)
         if kind == "memory":
-            report.heading("Marks")
-            report.table(["ratio", "load", "measured", "wanted", ""], marks.rows(wanted, group["figures"], short))
+            if ratios := marks.rows(wanted, group["figures"], short):
+                report.heading("Marks")
+                report.table(["ratio", "load", "measured", "wanted", ""], ratios)
     counts(report, result["groups"])
     report.facts(facts)
     report.write()
