@@ -10,26 +10,30 @@ from kit import fio
 
 TICKS_PER_S = 100
 RUN_S = 1.0
+EVENTS = Path("/sys/kernel/tracing/events")
+SYSTEM_CALLS, HAND_OVERS = "raw_syscalls/sys_enter", "io_uring/io_uring_queue_async_work"
 
 
 def count(server, path, point):
     """Counts for one server under one load, a request each.
 
-    Sleeps and workers are read from /proc beside an undisturbed run. System calls are counted in a run of their own: by
-    the kernel's tracepoint where there is one, else by strace, which slows the server down."""
+    Sleeps and workers are read from /proc beside an undisturbed run. System calls are counted by the kernel's tracepoint in
+    the same run, where there is one; else by strace in a run of its own, which slows the server down."""
     before = _threads(server.pids())
+    traced = _trace((SYSTEM_CALLS, HAND_OVERS)) if (EVENTS / SYSTEM_CALLS).exists() else None
     requests = _load(server, path, point)
     after = _threads(server.pids())
-    calls, calls_requests, by = _system_calls(server, path, point)
     workers = {tid: now for tid, now in after.items() if now["worker"]}
-    return {
+    counted = {
         "sleeps": _grown(before, {tid: now for tid, now in after.items() if not now["worker"]}, "sleeps") / requests,
         "workers": len(workers),
         "worker_wakes": _grown(before, workers, "sleeps") / requests,
         "worker_cpu_s": _grown(before, workers, "ticks") / TICKS_PER_S,
-        "calls": calls / calls_requests,
-        "by": by,
     }
+    if traced:
+        calls, hand_overs = (_traced(event, after) / requests for event in traced)
+        return counted | {"calls": calls, "hand_overs": hand_overs, "by": "tracepoint"}
+    return counted | {"calls": _straced(server, path, point), "by": "strace"}
 
 
 def _load(server, path, point):
@@ -56,24 +60,29 @@ def _grown(before, after, what):
     return sum(now[what] - before.get(tid, {what: 0})[what] for tid, now in after.items())
 
 
-def _system_calls(server, path, point):
-    pids = ",".join(map(str, server.pids()))
-    if Path("/sys/kernel/tracing/events/raw_syscalls").exists():
-        command, by = ["perf", "stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", pids, "-o"], "tracepoint"
-    else:
-        command, by = ["strace", "-c", "-f", "-U", "calls,name", *(part for pid in pids.split(",") for part in ("-p", pid)), "-o"], "strace"
-    with tempfile.NamedTemporaryFile("r", suffix=".count") as said:
-        counter = subprocess.Popen([*command, said.name], stderr=subprocess.PIPE, text=True)
-        if by == "strace":
-            counter.stderr.readline()  # it says when it has attached
+def _trace(events):
+    """Lets the kernel count these events by thread, from now on."""
+    for event in events:
+        trigger = EVENTS / event / "trigger"
+        trigger.write_text("hist:keys=common_pid\n")
+    return events
+
+
+def _traced(event, threads):
+    """How often the threads met the event; the count ends with it."""
+    counted = re.findall(r"common_pid:\s*(\d+)\s*\} hitcount:\s*(\d+)", (EVENTS / event / "hist").read_text())
+    (EVENTS / event / "trigger").write_text("!hist:keys=common_pid\n")
+    return sum(int(hits) for tid, hits in counted if tid in threads)
+
+
+def _straced(server, path, point):
+    """System calls a request, with strace attached."""
+    with tempfile.NamedTemporaryFile("r", suffix=".strace") as said:
+        who = [word for pid in server.pids() for word in ("-p", str(pid))]
+        tracer = subprocess.Popen(["strace", "-c", "-f", "-o", said.name, *who], stderr=subprocess.PIPE, text=True)
+        tracer.stderr.readline()  # it says when it has attached
         requests = _load(server, path, point)
-        counter.send_signal(signal.SIGINT)
-        counter.communicate(timeout=30)
-        text = said.read()
-    return _parse_calls(text, by), requests, by
-
-
-def _parse_calls(text, by):
-    if by == "strace":
-        return int(re.search(r"^\s*(\d+)\s+total", text, re.M)[1])
-    return int(re.search(r"^(\d+),", text, re.M)[1])
+        tracer.send_signal(signal.SIGINT)
+        tracer.communicate(timeout=30)
+        total = re.search(r"^\s*100\.00(?:\s+\S+){2}\s+(\d+).*total$", said.read(), re.M)
+    return int(total[1]) / requests if total else 0.0

@@ -3,6 +3,7 @@
 from statistics import median
 
 from kit import fio, machine, marks, vm
+from kit.counts import RUN_S
 from kit.plot import Bar, Panel
 from kit.report import Report, iops
 
@@ -12,10 +13,15 @@ Every device was up in the same boot, with one queue of 128 tags and no I/O sche
 order. Figures are medians in requests a second; ratios are medians of the ratios within one round. `rublk null` moves no data; `blockferry mem:` moves all of it."""
 COUNTED = """\
 What each server does for a request. System calls: {calls}. Sleeps: how often a thread of the server gave up its CPU,
-seen in /proc beside an undisturbed run. Workers: io-wq threads that were there, how often they woke, and their CPU time in a run of {seconds:g} s."""
+seen in /proc beside an undisturbed run. To workers: how often ring I/O was handed to an io-wq thread{hand_overs}, with
+the CPU time of these threads in a run of {seconds:g} s."""
 CALLS = {
     "strace": "counted by strace in a run of its own; it slows the server down, so that more requests meet in one call at depth: there the sleeps say more",
     "tracepoint": "counted by the kernel's raw_syscalls tracepoint",
+}
+HAND_OVERS = {
+    "strace": ", seen as the wake-ups of these threads (one may take several requests)",
+    "tracepoint": ", counted by the kernel's io_uring_queue_async_work tracepoint",
 }
 
 
@@ -84,8 +90,8 @@ def counts(report, groups):
                 rows.append([label, short(key), f"{count['calls']:.2f}", f"{count['sleeps']:.2f}", count["workers"],
                              f"{count['worker_wakes']:.2f}", f"{count['worker_cpu_s']:.2f} s"])
     report.heading("System calls and workers")
-    report.text(COUNTED.format(calls=CALLS[by], seconds=1.0))
-    report.table(["a request", "load", "system calls", "sleeps", "workers", "worker wakes", "worker CPU"], rows)
+    report.text(COUNTED.format(calls=CALLS[by], hand_overs=HAND_OVERS[by], seconds=RUN_S))
+    report.table(["a request", "load", "system calls", "sleeps", "to workers", "worker CPU"], rows)
 
 
 def missing(report, group):
