@@ -1,0 +1,95 @@
+"""Measures the block devices of one boot side by side. Runs as root in the test kernel."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from kit import counts, fio, rounds, servers, vm
+from kit.servers import Blockferry, KernelLoop, KernelNbd, NullBlk, Rublk
+
+MEMORY = "/dev/shm"
+FILE_SYSTEMS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
+FILE_SYSTEM_MIB = 900
+
+
+def main():
+    """Runs the plan: the devices on memory first, then those on files of ext4 and xfs."""
+    plan = vm.plan()
+    for kind, folder in (("tracefs", "/sys/kernel/tracing"), ("configfs", "/sys/kernel/config")):
+        subprocess.run(["mount", "-t", kind, kind, folder], capture_output=True)  # where it is missing
+    result = {"kernel": platform.release(), "cpus": os.cpu_count(), "groups": {}}
+    result["groups"]["memory"] = measure_group(in_memory(), plan["points"], plan["rounds"], plan)
+    for file in Path(MEMORY).glob("*.img"):
+        file.unlink()
+    for kind in plan["file_systems"]:
+        result["groups"][kind] = measure_on(kind, plan)
+    vm.answer(result)
+
+
+def in_memory():
+    """Everybody's fastest stores."""
+    files = [f"{MEMORY}/{name}.img" for name in ("loop", "rublk", "rublk-zc", "ours")]
+    for file in files:
+        servers.fill(file)
+    return [
+        NullBlk("null_blk"),
+        KernelLoop("kernel loop, tmpfs", files[0]),
+        Rublk("rublk null", "null"),
+        Rublk("rublk loop, tmpfs", "loop", "-f", files[1]),
+        Rublk("rublk loop -z, tmpfs", "loop", "-z", "-f", files[2]),
+        KernelNbd("kernel nbd, nbdkit memory"),
+        *ours(("blockferry mem:", f"mem:{fio.WORKING_SET_MIB}MiB"), ("blockferry file:, tmpfs", f"file:{files[3]}")),
+    ]
+
+
+def on_files(folder, kind):
+    """The servers of files, on one file system."""
+    files = [f"{folder}/{name}.img" for name in ("loop", "rublk", "ours")]
+    for file in files:
+        servers.fill(file)
+    return [
+        KernelLoop(f"kernel loop, {kind}", files[0]),
+        Rublk(f"rublk loop, {kind}", "loop", "-f", files[1]),
+        *ours((f"blockferry file:, {kind}", f"file:{files[2]}")),
+    ]
+
+
+def ours(*devices):
+    """Our devices, where our program is there."""
+    return [Blockferry(label, url) for label, url in devices] if os.environ.get("BLOCKFERRY") else []
+
+
+def measure_on(kind, plan):
+    """A file system of its own, on a disk in memory."""
+    disk = NullBlk(f"disk-{kind}", backed_mib=FILE_SYSTEM_MIB)
+    path = disk.start()
+    folder = Path("/tmp") / f"bench-{kind}"
+    folder.mkdir()
+    servers.output([*FILE_SYSTEMS[kind], path])
+    servers.output(["mount", path, str(folder)])
+    result = measure_group(on_files(str(folder), kind), plan["file_system_points"], plan["file_system_rounds"], plan)
+    servers.output(["umount", str(folder)])
+    disk.stop()
+    return result
+
+
+def measure_group(group, points, count, plan):
+    """Starts the group, measures it in rounds, counts what its user processes do, stops it."""
+    paths, missing = servers.start_all(group)
+    for label, why in missing.items():
+        print(f"{label} is missing: {why}", file=sys.stderr, flush=True)
+    running = [server for server in group if server.label in paths]
+    result = {"missing": missing}
+    result["figures"] = rounds.measure(paths, points, count, plan["runtime_s"])
+    result["counts"] = {
+        server.label: {key: counts.count(server, paths[server.label], fio.POINTS[key]) for key in plan["count_points"]}
+        for server in running if server.pids()
+    }
+    servers.stop_all(running)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the benchmarks share: fio, the servers under test, rounds, counts, the report and the plot."""

@@ -1,0 +1,46 @@
+"""Runs a benchmark's inner program in a test kernel and brings back what it measured."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BENCH_D = Path(__file__).resolve().parent.parent
+KERNEL = "7.3"
+
+
+def run(program, plan, qemu=False, seconds=900, mem="4G"):
+    """Runs `in_guest/PROGRAM` there with `plan`; what it wrote as its result."""
+    with tempfile.TemporaryDirectory(prefix="blockferry-bench.") as out:
+        (Path(out) / "plan.json").write_text(json.dumps(plan))
+        environment = {name: os.environ[name] for name in ("BLOCKFERRY", "RUBLK") if os.environ.get(name)}
+        inner = " ".join([
+            "env", "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={shlex.quote(str(BENCH_D))}",
+            *(f"{name}={shlex.quote(value)}" for name, value in environment.items()),
+            "python3", shlex.quote(str(BENCH_D / "in_guest" / program)),
+        ])
+        command = [_vm(), "--kernel", KERNEL, *(["--qemu"] if qemu else []), "--seconds", str(seconds), "--mem", mem, "--out", out, inner]
+        done = subprocess.run(command, stdout=sys.stderr)
+        result = Path(out) / "result.json"
+        if done.returncode != 0 or not result.exists():
+            sys.exit(f"bench: the test kernel's run failed with status {done.returncode}")
+        return json.loads(result.read_text())
+
+
+def _vm():
+    return os.environ.get("BLOCKFERRY_VM") or str(BENCH_D.parent / "vm")
+
+
+def plan():
+    """In the guest: what to do."""
+    return json.loads((Path(os.environ["OUT"]) / "plan.json").read_text())
+
+
+def answer(result):
+    """In the guest: hands the result back, whole."""
+    partial = Path(os.environ["OUT"]) / "result.part"
+    partial.write_text(json.dumps(result))
+    partial.rename(partial.with_name("result.json"))
