@@ -7,8 +7,12 @@ mod logging;
 mod man;
 mod mount;
 mod output;
+mod serve;
 mod status;
 mod stop;
+mod ticket;
+#[allow(dead_code, reason = "`mount` names its resource with it")]
+mod ticket_argument;
 
 use std::process::ExitCode;
 
@@ -34,6 +38,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Mount(mount::MountArgs),
+    Serve(serve::Args),
+    Ticket(ticket::Args),
     List(list::Args),
     Status(status::Args),
     Stop(stop::Args),
@@ -52,6 +58,8 @@ pub(crate) fn run() -> ExitCode {
         Verb::Mount(args) => args
             .run()
             .map_err(|error| Error::new(ErrorKind::Io, format!("{error:#}"))),
+        Verb::Serve(args) => serve::run(&args),
+        Verb::Ticket(args) => ticket::run(&args),
         Verb::List(args) => list::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Stop(args) => stop::run(&args),
