@@ -15,7 +15,7 @@ const SIZE: usize = 24 << 20;
 async fn every_operation_does_what_a_byte_array_does() {
     let state = tempfile::tempdir().unwrap();
     let memory = Memory::new(SIZE);
-    let server = Setup::new(state.path(), memory.clone()).start();
+    let server = Setup::new(state.path(), memory.clone()).start().await;
     let remote = connect(&server.ticket).await;
     assert_eq!(remote.size(), SIZE as u64);
     let mut model = vec![0u8; SIZE];

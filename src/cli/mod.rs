@@ -8,9 +8,11 @@ mod logging;
 mod man;
 mod mount;
 mod output;
+mod serve;
 mod serving;
 mod status;
 mod stop;
+mod ticket;
 mod ticket_argument;
 
 use std::process::ExitCode;
@@ -36,6 +38,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Mount(mount::Args),
+    Serve(serve::Args),
+    Ticket(ticket::Args),
     List(list::Args),
     Status(status::Args),
     Stop(stop::Args),
@@ -52,6 +56,8 @@ pub(crate) fn run() -> ExitCode {
     }
     let result = match cli.verb {
         Verb::Mount(args) => mount::run(&args),
+        Verb::Serve(args) => serve::run(&args),
+        Verb::Ticket(args) => ticket::run(&args),
         Verb::List(args) => list::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Stop(args) => stop::run(&args),

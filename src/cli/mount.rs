@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use super::detach;
 use super::output;
 use super::serving::Serving;
-use super::ticket_argument;
+use super::ticket_argument::{self, Named};
 
 /// Makes a resource a block device on this host and prints the device's path
 ///
@@ -150,13 +150,14 @@ impl Args {
             // A FUSE request's buffer has no alignment that the file could rely on.
             direct_io: kind == DeviceKind::Ublk,
         };
-        let Some(ticket) = ticket_argument::read(self.resource.as_deref())? else {
-            let url = self.resource.as_deref().unwrap_or_default();
-            let resource = open(url, &options)?;
-            return Ok(Opened {
-                resource,
-                remote: None,
-            });
+        let ticket = match ticket_argument::resolve(self.resource.as_deref())? {
+            Named::Ticket(ticket) => ticket,
+            Named::Url(url) => {
+                return Ok(Opened {
+                    resource: open(&url, &options)?,
+                    remote: None,
+                });
+            }
         };
         let name = ticket.url();
         let remote = runtime.block_on(Remote::connect(ticket, self.remote_options()))?;

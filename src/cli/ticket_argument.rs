@@ -1,52 +1,113 @@
-//! A ticket on the command line: as it is, in a file, on standard input, or in the environment.
-//!
-//! A ticket holds a secret, and the arguments of a process can be read by every user of the host.
+//! A ticket as an argument: itself, `@FILE`, `-` for standard input, or `$BLOCKFERRY_TICKET`, so
+//! that it need not stand in a process list.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 
 use blockferry::wire::Ticket;
+use blockferry::wire::ticket::SCHEME;
 use blockferry::{Context, Error, ErrorKind, Result};
 
-/// The variable that holds a ticket.
+/// Where the ticket is looked for when there is no argument.
 pub(super) const VARIABLE: &str = "BLOCKFERRY_TICKET";
 
-/// The longest text that is taken for a ticket, in bytes.
+/// A ticket is not longer, in bytes.
 const TICKET_BYTES_MAX: u64 = 4096;
 
-/// The ticket that the argument stands for; `None` if it names another kind of resource.
-pub(super) fn read(argument: Option<&str>) -> Result<Option<Ticket>> {
+/// What an argument names.
+#[derive(Debug)]
+pub(super) enum Named {
+    /// A volume on another host.
+    Ticket(Ticket),
+    /// A local resource.
+    Url(String),
+}
+
+/// What `argument` names; without one, what is in `$BLOCKFERRY_TICKET`.
+///
+/// # Errors
+/// `InvalidInput` where there is neither, for more than one line, and for a damaged ticket.
+pub(super) fn resolve(argument: Option<&str>) -> Result<Named> {
     let text = match argument {
         None => std::env::var(VARIABLE).map_err(|_| {
             Error::new(
                 ErrorKind::InvalidInput,
-                format!("no resource: give one, or a ticket in ${VARIABLE}"),
+                format!("name a resource: a URL, a ticket, @FILE, `-`, or set ${VARIABLE}"),
             )
         })?,
-        Some("-") => first_line(std::io::stdin(), "standard input")?,
+        Some("-") => read_line(io::stdin().lock(), "standard input")?,
         Some(argument) => match argument.strip_prefix('@') {
             Some(path) => {
-                let file = std::fs::File::open(path)
-                    .context_io(|| format!("cannot read the ticket in {path}"))?;
-                first_line(file, path)?
+                let file = File::open(path)
+                    .context_io(|| format!("cannot open the ticket's file {path}"))?;
+                read_line(file, path)?
             }
-            None if argument.starts_with("blockferry:") => argument.to_owned(),
-            None => return Ok(None),
+            None => argument.to_owned(),
         },
     };
-    text.trim().parse().map(Some)
+    let text = text.trim();
+    if text.starts_with(SCHEME) {
+        return text.parse().map(Named::Ticket);
+    }
+    Ok(Named::Url(text.to_owned()))
 }
 
-fn first_line(source: impl Read, name: &str) -> Result<String> {
+fn read_line(from: impl Read, name: &str) -> Result<String> {
     let mut text = String::new();
-    source
-        .take(TICKET_BYTES_MAX)
+    from.take(TICKET_BYTES_MAX + 1)
         .read_to_string(&mut text)
-        .context_io(|| format!("cannot read the ticket from {name}"))?;
-    match text.lines().next() {
-        Some(line) if !line.trim().is_empty() => Ok(line.to_owned()),
-        _ => Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!("there is no ticket in {name}"),
-        )),
+        .context_io(|| format!("cannot read a ticket from {name}"))?;
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    match (lines.next(), lines.next()) {
+        (Some(line), None) if line.len() as u64 <= TICKET_BYTES_MAX => Ok(line.to_owned()),
+        (None, _) => Err(invalid(format!("{name} is empty; a ticket was expected"))),
+        (Some(_), _) => Err(invalid(format!(
+            "{name} holds more than one ticket; a line with one was expected"
+        ))),
+    }
+}
+
+fn invalid(context: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = "blockferry://host:4480/disk";
+
+    fn ticket_in(text: &str) -> Result<Named> {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        io::Write::write_all(&mut file, text.as_bytes()).expect("written");
+        resolve(Some(&format!("@{}", file.path().display())))
+    }
+
+    #[test]
+    fn a_ticket_is_found_in_the_argument_and_in_a_file() {
+        assert!(matches!(resolve(Some(PLAIN)), Ok(Named::Ticket(_))));
+        assert!(matches!(
+            ticket_in(&format!("\n {PLAIN}\n")),
+            Ok(Named::Ticket(_))
+        ));
+    }
+
+    #[test]
+    fn another_url_is_left_as_it_is() {
+        assert!(matches!(resolve(Some("mem:1GiB")), Ok(Named::Url(url)) if url == "mem:1GiB"));
+    }
+
+    #[test]
+    fn a_file_without_one_ticket_is_refused() {
+        for text in [
+            "",
+            "\n\n",
+            &format!("{PLAIN}\n{PLAIN}\n"),
+            &"x".repeat(5000),
+        ] {
+            assert!(ticket_in(text).is_err(), "{text}");
+        }
+        assert!(resolve(Some("@/no/such/file")).is_err());
+        assert!(ticket_in("blockferry://host").is_err());
     }
 }

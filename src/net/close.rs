@@ -29,9 +29,12 @@ impl Close {
         VarInt::from_u32(self as u32)
     }
 
-    /// Closes the connection for this reason.
+    /// Closes the connection for this reason, unless there is one already: the peer's reason is
+    /// not to be lost.
     pub(super) fn close(self, connection: &Connection) {
-        connection.close(self.code(), &[]);
+        if connection.close_reason().is_none() {
+            connection.close(self.code(), &[]);
+        }
     }
 
     /// Whether the other end closed the connection for this reason.

@@ -30,14 +30,9 @@ const ADDRESSES_MAX: usize = 8;
 /// TLS alerts, as QUIC carries them.
 const ALERT_BASE: u64 = 0x100;
 const ALERT_NO_APPLICATION_PROTOCOL: u64 = ALERT_BASE + 120;
-const ALERT_CERTIFICATES: [u64; 6] = [
-    ALERT_BASE + 42,
-    ALERT_BASE + 43,
-    ALERT_BASE + 45,
-    ALERT_BASE + 46,
-    ALERT_BASE + 48,
-    ALERT_BASE + 116,
-];
+/// Bad, unsupported, revoked, expired or unknown certificate, unknown CA, access denied, bad
+/// signature, certificate required.
+const ALERT_CERTIFICATES: [u64; 10] = [42, 43, 44, 45, 46, 47, 48, 49, 51, 116];
 
 /// Where to, and how the two ends know each other.
 pub(super) struct Dialer {
@@ -262,7 +257,7 @@ impl Dialer {
             let context = format!("{at} speaks QUIC, but another protocol than ours");
             return tell_user(Error::new(ErrorKind::Protocol, context).because(error));
         }
-        if ALERT_CERTIFICATES.contains(&code) {
+        if ALERT_CERTIFICATES.contains(&code.wrapping_sub(ALERT_BASE)) {
             let context = format!(
                 "{at} and this end do not accept each other's certificates; \
                  check --ca, --cert and --key on both"

@@ -5,6 +5,7 @@
 //! `exchange.rs` puts it on a stream of its own, `serve.rs` carries it to the backend and back.
 
 mod address;
+pub mod bare_stream;
 mod buffers;
 mod close;
 mod control_stream;

@@ -84,7 +84,9 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
 fn out_of_time(dialer: &Dialer, options: &RemoteOptions, last: Option<Error>) -> Error {
     let seconds = options.connect_timeout.as_secs_f32();
     match last {
-        Some(error) => Error::new(error.kind(), format!("{error} (tried for {seconds} s)")),
+        Some(error) => {
+            Error::new(error.kind(), format!("{error} (tried for {seconds} s)")).because(error)
+        }
         None => Error::new(
             ErrorKind::Unreachable,
             format!(

@@ -13,7 +13,7 @@ use std::time::Duration;
 use blockferry::net::{Remote, RemoteOptions, ServedVolume, Server, ServerConfig};
 use blockferry::volume::{BackendFuture, Extent, Priority};
 use blockferry::wire::{Ticket, VolumeName};
-use blockferry::{AsyncBackend, Capabilities};
+use blockferry::{AsyncBackend, Capabilities, ErrorKind};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -185,22 +185,38 @@ impl<'a> Setup<'a> {
         }
     }
 
-    pub fn start(self) -> Running {
-        let config = ServerConfig {
+    /// Serves, as soon as a server before it has left the port and the state directory.
+    pub async fn start(self) -> Running {
+        let bind = async {
+            loop {
+                match Server::bind(self.config(), vec![self.volume()]) {
+                    Ok(server) => return server,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        Running::start(tokio::time::timeout(PATIENCE, bind).await.unwrap())
+    }
+
+    fn config(&self) -> ServerConfig {
+        ServerConfig {
             listen: self.listen,
             advertise: None,
             state_dir: Some(self.state.to_owned()),
             tls: None,
             lease: self.lease,
-        };
-        let volume = ServedVolume {
+        }
+    }
+
+    fn volume(&self) -> ServedVolume {
+        ServedVolume {
             name: disk(),
-            backend: self.backend,
+            backend: Arc::clone(&self.backend),
             read_only: self.read_only,
             in_memory: self.in_memory,
             instance: self.instance,
-        };
-        Running::start(Server::bind(config, vec![volume]).unwrap())
+        }
     }
 }
 
