@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,13 +55,12 @@ pub struct Entry {
 /// # Errors
 /// When the run-time directory cannot be read. That it does not exist is no error.
 pub fn running() -> Result<Vec<Entry>> {
-    let root = directory::run_directory();
+    let root = checked_directory()?;
     let cannot = || format!("cannot read the run-time directory {}", root.display());
     let entries = match fs::read_dir(&root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.context_io(cannot)?,
     };
-    directory::check(&root)?;
     let mut names = Vec::new();
     for entry in entries {
         let name = entry.context_io(cannot)?.file_name();
@@ -77,10 +76,7 @@ pub fn running() -> Result<Vec<Entry>> {
 /// # Errors
 /// `NotFound`, with the names there are.
 pub fn status(name: &Name) -> Result<Entry> {
-    let root = directory::run_directory();
-    if root.exists() {
-        directory::check(&root)?;
-    }
+    let root = checked_directory()?;
     look(&root, name).ok_or_else(|| unknown(name))
 }
 
@@ -91,10 +87,10 @@ pub fn status(name: &Name) -> Result<Entry> {
 /// `NotFound` for an unknown name, `Busy` where somebody holds the device open and `force` is not
 /// set, `TimedOut` where it takes longer than `patience`.
 pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
-    let entry = status(name)?;
-    let root = directory::run_directory();
+    let root = checked_directory()?;
+    let is_held = Claim::is_held(&root, name).ok_or_else(|| unknown(name))?;
     let deadline = Instant::now() + patience;
-    if entry.state != Life::Dead {
+    if is_held {
         let directory = root.join(name.as_str());
         match client::order(&directory, Command::Stop { force }, patience) {
             Ok(outcome) => {
@@ -107,6 +103,15 @@ pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
         }
     }
     clean(&root, name, force)
+}
+
+/// The run-time directory, which need not exist.
+fn checked_directory() -> Result<PathBuf> {
+    let root = directory::run_directory();
+    match directory::check(&root) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(root),
+    }
 }
 
 fn cannot_stop(name: &Name, error: Error) -> Error {
