@@ -94,6 +94,16 @@ fn a_failure_is_exit_code_1_with_one_line_that_names_the_program() {
 }
 
 #[test]
+fn json_logs_are_json_to_the_last_line() {
+    let output = run(&["status", "disk", "--log-format", "json", "-q"]);
+    assert_eq!(output.status.code(), Some(1));
+    let line: serde_json::Value = serde_json::from_slice(&output.stderr).expect("one JSON line");
+    assert_eq!(line["level"], "ERROR");
+    let message = line["fields"]["message"].as_str().expect("message");
+    assert!(message.contains("no device named `disk`"), "{message}");
+}
+
+#[test]
 fn without_a_run_directory_nothing_runs_and_none_is_made() {
     let output = run(&["list"]);
     assert_eq!(

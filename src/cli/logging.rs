@@ -6,6 +6,8 @@ use blockferry::{Error, ErrorKind, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use super::output;
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct Options {
@@ -24,7 +26,7 @@ pub(super) struct Options {
     log_format: Format,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A line for people
     Text,
@@ -33,6 +35,14 @@ enum Format {
 }
 
 impl Options {
+    /// Says what the program failed of, in the form that was asked for.
+    pub(super) fn failure(&self, error: &Error) {
+        match self.log_format {
+            Format::Text => output::failure(error),
+            Format::Json => tracing::error!("{}", error.chain()),
+        }
+    }
+
     fn filter(&self) -> &'static str {
         match self.verbose {
             _ if self.quiet => "error",

@@ -44,6 +44,8 @@ pub struct Entry {
     /// What runs; `None` while it starts, and where a dead process had not come so far.
     #[serde(flatten)]
     pub running: Option<Running>,
+    /// The device that a process left which died before it could say more.
+    pub left_over: Option<DeviceRecord>,
     /// What it has done, as its process says.
     pub status: Option<Status>,
     /// What could not be found out, and why.
@@ -148,6 +150,10 @@ fn look(root: &Path, name: &Name) -> Option<Entry> {
             (false, _) => Life::Dead,
             (true, None) => Life::Starting,
             (true, Some(_)) => Life::Alive,
+        },
+        left_over: match running {
+            None if !is_held => DeviceRecord::load(&directory).ok().flatten(),
+            _ => None,
         },
         running,
         status: None,
