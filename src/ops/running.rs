@@ -190,7 +190,8 @@ fn clean(root: &Path, name: &Name, force: bool) -> Result<()> {
     let Some(claim) = Claim::take_dead(root, name)? else {
         return Ok(());
     };
-    match remove_device(claim.directory(), force) {
+    let removed = remove_device(claim.directory(), force);
+    match removed.and_then(|()| DeviceRecord::forget(claim.directory())) {
         Ok(()) => Ok(()),
         Err(error) => {
             claim.leave();
