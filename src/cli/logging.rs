@@ -1,6 +1,6 @@
 //! What is said on standard error while the program works, and how.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use blockferry::{Error, ErrorKind, Result};
 use clap::{ArgAction, Args, ValueEnum};
@@ -46,8 +46,9 @@ impl Options {
     fn filter(&self) -> &'static str {
         match self.verbose {
             _ if self.quiet => "error",
-            0 => "warn",
-            1 => "warn,blockferry=info",
+            // The FUSE library warns of unmounts that we have done ourselves.
+            0 => "warn,fuser=error",
+            1 => "warn,fuser=error,blockferry=info",
             2 => "info,blockferry=debug",
             _ => "trace",
         }
@@ -65,6 +66,7 @@ pub(super) fn start(options: &Options) -> Result<()> {
     };
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match options.log_format {
         Format::Text => logs.init(),
