@@ -49,7 +49,11 @@ fn row(entry: &Entry) -> Vec<String> {
             mode(running),
             since(running.since),
         ]),
-        None => cells.extend(std::iter::repeat_with(nothing).take(5)),
+        None => {
+            let left_over = entry.left_over.as_ref().and_then(|record| record.path());
+            cells.push(left_over.map_or_else(nothing, |path| path.display().to_string()));
+            cells.extend(std::iter::repeat_with(nothing).take(4));
+        }
     }
     match entry.status.as_ref().map(|status| status.counters) {
         Some(counters) => {

@@ -1,10 +1,12 @@
 //! What is said on standard error while the program works, and how.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use blockferry::{Error, ErrorKind, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+
+use super::output;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
@@ -24,7 +26,7 @@ pub(super) struct Options {
     log_format: Format,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A line for people
     Text,
@@ -33,11 +35,20 @@ enum Format {
 }
 
 impl Options {
+    /// Says what the program failed of, in the form that was asked for.
+    pub(super) fn failure(&self, error: &Error) {
+        match self.log_format {
+            Format::Text => output::failure(error),
+            Format::Json => tracing::error!("{}", error.chain()),
+        }
+    }
+
     fn filter(&self) -> &'static str {
         match self.verbose {
             _ if self.quiet => "error",
-            0 => "warn",
-            1 => "warn,blockferry=info",
+            // The FUSE library warns of unmounts that we have done ourselves.
+            0 => "warn,fuser=error",
+            1 => "warn,fuser=error,blockferry=info",
             2 => "info,blockferry=debug",
             _ => "trace",
         }
@@ -55,6 +66,7 @@ pub(super) fn start(options: &Options) -> Result<()> {
     };
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match options.log_format {
         Format::Text => logs.init(),

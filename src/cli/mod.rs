@@ -52,7 +52,8 @@ enum Verb {
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = logging::start(&cli.logging) {
-        return output::fail(&error, 2);
+        output::failure(&error);
+        return ExitCode::from(2);
     }
     let result = match cli.verb {
         Verb::Mount(args) => mount::run(&args),
@@ -67,6 +68,9 @@ pub(crate) fn run() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => output::fail(&error, 1),
+        Err(error) => {
+            cli.logging.failure(&error);
+            ExitCode::FAILURE
+        }
     }
 }

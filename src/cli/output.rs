@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use blockferry::{Context, Error, Result};
 use serde::Serialize;
@@ -29,11 +28,10 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Says on standard error what went wrong, with all causes, and gives the exit code.
-pub(super) fn fail(error: &Error, code: u8) -> ExitCode {
+/// Says on standard error what went wrong, with all causes.
+pub(super) fn failure(error: &Error) {
     // There is nobody left to tell if this fails too.
     let _ = writeln!(io::stderr().lock(), "blockferry: {}", error.chain());
-    ExitCode::from(code)
 }
 
 /// Rows as columns of equal width, two blanks between them.

@@ -35,6 +35,9 @@ fn facts(entry: &Entry) -> Vec<(&'static str, String)> {
         ("name", entry.name.clone()),
         ("state", list::state(entry).to_owned()),
     ];
+    if let Some(path) = entry.left_over.as_ref().and_then(|record| record.path()) {
+        facts.push(("device", path.display().to_string()));
+    }
     if let Some(running) = &entry.running {
         facts.extend([
             ("device", running.device.display().to_string()),

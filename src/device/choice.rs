@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use io_uring::IoUring;
 use nix::unistd::geteuid;
@@ -215,9 +215,14 @@ pub fn fuse() -> Result<String, Lack> {
 /// # Errors
 /// That it is missing, with the package.
 pub fn fusermount() -> Result<String, Lack> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|directory| directory.join("fusermount3"))
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let named = std::env::var_os("FUSERMOUNT_PATH").map(PathBuf::from);
+    let found = std::env::split_paths(&search)
+        .chain(["/bin".into(), "/sbin".into()])
+        .flat_map(|folder| ["fusermount3", "fusermount"].map(|name| folder.join(name)));
+    named
+        .into_iter()
+        .chain(found)
         .find(|path| path.is_file())
         .map(|path| path.display().to_string())
         .ok_or_else(|| {

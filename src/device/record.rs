@@ -52,6 +52,21 @@ impl DeviceRecord {
             .context_io(|| format!("cannot write {}", path.display()))
     }
 
+    /// Removes the record: the device is gone.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be removed.
+    pub fn forget(run_directory: &Path) -> Result<()> {
+        let path = run_directory.join(FILE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(
+                format!("cannot remove {}", path.display()),
+                error,
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the record from a device's run-time directory; `None` where there is none.
     ///
     /// # Errors

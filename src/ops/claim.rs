@@ -22,7 +22,8 @@ const NUMBERS_MAX: u32 = 1000;
 /// How often a directory that vanishes while it is being taken is made again.
 const ATTEMPTS_MAX: u32 = 100;
 
-/// A name that this process holds. Dropping it gives the name up and removes its directory.
+/// A name that this process holds. Dropping it gives the name up, and removes its directory unless
+/// there is the record of a device in it.
 #[derive(Debug)]
 pub struct Claim {
     name: Name,
@@ -193,7 +194,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if !self.keep {
+        // A device that could not be removed is not forgotten: it is listed as dead then.
+        if !self.keep && matches!(DeviceRecord::load(&self.directory), Ok(None)) {
             clear(&self.directory);
         }
     }
@@ -376,6 +378,24 @@ mod tests {
             let error = Claim::take_named(&root, &name("disk")).expect_err("unsafe");
             assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
         }
+    }
+
+    #[test]
+    fn a_device_that_could_not_be_removed_is_not_forgotten() {
+        let root = tempfile::tempdir().expect("directory");
+        let claim = Claim::take_named(root.path(), &name("disk")).expect("free");
+        let record = DeviceRecord::Ublk { id: 4_000_000_000 };
+        record.save(claim.directory()).expect("written");
+        drop(claim);
+        assert_eq!(Claim::is_held(root.path(), &name("disk")), Some(false));
+        let directory = root.path().join("disk");
+        assert_eq!(
+            DeviceRecord::load(&directory).expect("readable"),
+            Some(record)
+        );
+        DeviceRecord::forget(&directory).expect("removed");
+        drop(Claim::take_named(root.path(), &name("disk")).expect("free"));
+        assert!(!directory.exists());
     }
 
     #[test]

@@ -240,14 +240,16 @@ fn openers(target: &Target) -> Result<Vec<Holder>> {
         .collect())
 }
 
-/// Mounts, once each: in every mount namespace that a process lives in.
+/// Mounts, once each: in every mount namespace that a process lives in. Our own comes first, as
+/// paths are relative to the root directory of the process that is asked.
 fn mounts(target: &Target) -> Result<Vec<Holder>> {
     if matches!(target.what, What::File { .. }) {
         return Ok(Vec::new());
     }
     let mut namespaces = BTreeSet::new();
     let mut seen = BTreeSet::new();
-    for (_, directory) in processes()? {
+    let ourselves = (std::process::id(), PathBuf::from("/proc/self"));
+    for (_, directory) in std::iter::once(ourselves).chain(processes()?) {
         let Ok(namespace) = fs::read_link(directory.join("ns/mnt")) else {
             continue;
         };

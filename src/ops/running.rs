@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ pub struct Entry {
     /// What runs; `None` while it starts, and where a dead process had not come so far.
     #[serde(flatten)]
     pub running: Option<Running>,
+    /// The device that a process left which died before it could say more.
+    pub left_over: Option<DeviceRecord>,
     /// What it has done, as its process says.
     pub status: Option<Status>,
     /// What could not be found out, and why.
@@ -55,13 +57,12 @@ pub struct Entry {
 /// # Errors
 /// When the run-time directory cannot be read. That it does not exist is no error.
 pub fn running() -> Result<Vec<Entry>> {
-    let root = directory::run_directory();
+    let root = checked_directory()?;
     let cannot = || format!("cannot read the run-time directory {}", root.display());
     let entries = match fs::read_dir(&root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.context_io(cannot)?,
     };
-    directory::check(&root)?;
     let mut names = Vec::new();
     for entry in entries {
         let name = entry.context_io(cannot)?.file_name();
@@ -77,10 +78,7 @@ pub fn running() -> Result<Vec<Entry>> {
 /// # Errors
 /// `NotFound`, with the names there are.
 pub fn status(name: &Name) -> Result<Entry> {
-    let root = directory::run_directory();
-    if root.exists() {
-        directory::check(&root)?;
-    }
+    let root = checked_directory()?;
     look(&root, name).ok_or_else(|| unknown(name))
 }
 
@@ -91,10 +89,10 @@ pub fn status(name: &Name) -> Result<Entry> {
 /// `NotFound` for an unknown name, `Busy` where somebody holds the device open and `force` is not
 /// set, `TimedOut` where it takes longer than `patience`.
 pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
-    let entry = status(name)?;
-    let root = directory::run_directory();
+    let root = checked_directory()?;
+    let is_held = Claim::is_held(&root, name).ok_or_else(|| unknown(name))?;
     let deadline = Instant::now() + patience;
-    if entry.state != Life::Dead {
+    if is_held {
         let directory = root.join(name.as_str());
         match client::order(&directory, Command::Stop { force }, patience) {
             Ok(outcome) => {
@@ -107,6 +105,15 @@ pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
         }
     }
     clean(&root, name, force)
+}
+
+/// The run-time directory, which need not exist.
+fn checked_directory() -> Result<PathBuf> {
+    let root = directory::run_directory();
+    match directory::check(&root) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(root),
+    }
 }
 
 fn cannot_stop(name: &Name, error: Error) -> Error {
@@ -144,6 +151,10 @@ fn look(root: &Path, name: &Name) -> Option<Entry> {
             (true, None) => Life::Starting,
             (true, Some(_)) => Life::Alive,
         },
+        left_over: match running {
+            None if !is_held => DeviceRecord::load(&directory).ok().flatten(),
+            _ => None,
+        },
         running,
         status: None,
         note,
@@ -179,7 +190,8 @@ fn clean(root: &Path, name: &Name, force: bool) -> Result<()> {
     let Some(claim) = Claim::take_dead(root, name)? else {
         return Ok(());
     };
-    match remove_device(claim.directory(), force) {
+    let removed = remove_device(claim.directory(), force);
+    match removed.and_then(|()| DeviceRecord::forget(claim.directory())) {
         Ok(()) => Ok(()),
         Err(error) => {
             claim.leave();

@@ -149,3 +149,73 @@ fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
     drop(file);
     fs::rename(&beside, path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn running() -> Running {
+        let record = DeviceRecord::Ublk { id: 3 };
+        Running::new(Path::new("/dev/ublkb3"), record, "mem:1GiB", 1 << 30)
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_state_file() {
+        let directory = tempfile::tempdir().expect("directory");
+        running().save(directory.path()).expect("written");
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                for _ in 0..1000 {
+                    let read = Running::load(directory.path()).expect("whole");
+                    assert_eq!(read.expect("there").device, Path::new("/dev/ublkb3"));
+                }
+            });
+            while !reader.is_finished() {
+                running().save(directory.path()).expect("written");
+            }
+        });
+        let left = fs::read_dir(directory.path()).expect("readable").count();
+        assert_eq!(left, 1);
+    }
+
+    #[test]
+    fn the_state_of_a_later_version_can_be_read() {
+        let directory = tempfile::tempdir().expect("directory");
+        let mut json = serde_json::to_value(running()).expect("JSON");
+        json["something_new"] = serde_json::json!({ "a": [1, 2] });
+        fs::write(directory.path().join(FILE), json.to_string()).expect("written");
+        let read = Running::load(directory.path()).expect("readable");
+        assert_eq!(read.expect("there").record, DeviceRecord::Ublk { id: 3 });
+        let status: Status = serde_json::from_str(r#"{"queues":2,"new":1}"#).expect("readable");
+        assert_eq!(status.queues, 2);
+    }
+
+    #[test]
+    fn local_paths_are_shown_whole() {
+        for url in ["file:/srv/a#b@c:d", "file:///srv/a#b", "mem:1GiB", "/srv/a"] {
+            assert_eq!(redacted(url), url);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_is_shown(
+            scheme in "(blockferry|redis|nbd|grpc|cassandra|s3)",
+            secret in "[A-Z]{12}",
+            host in "[a-z.]{1,8}(:[0-9]{1,5})?",
+        ) {
+            for url in [
+                format!("{scheme}://{host}/disk#{secret}"),
+                format!("{scheme}://{host}#{secret}"),
+                format!("{scheme}://user:{secret}@{host}/0"),
+                format!("{scheme}://:{secret}@{host}"),
+                format!("{scheme}://user:{secret}@{host}?x=1#{secret}"),
+            ] {
+                let shown = redacted(&url);
+                prop_assert!(!shown.contains(&secret), "{shown}");
+                prop_assert!(shown.contains(&host), "{shown}");
+            }
+        }
+    }
+}

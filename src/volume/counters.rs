@@ -21,6 +21,7 @@ pub struct QueueCounters {
 
 /// A sum of counters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// Reads that were asked for.
     pub reads: u64,

@@ -45,6 +45,8 @@ pub struct FuseDevice {
     /// What applications open.
     path: PathBuf,
     mount_point: PathBuf,
+    /// Where it is written how to remove the device should this process die.
+    run_directory: PathBuf,
     read_only: bool,
     made_directory: bool,
     loop_device: Option<LoopDevice>,
@@ -82,6 +84,7 @@ impl FuseDevice {
         let mut device = Self {
             path: mount_point.join(&options.name),
             mount_point,
+            run_directory,
             read_only: options.read_only || volume.is_read_only(),
             made_directory: false,
             loop_device: None,
@@ -102,7 +105,7 @@ impl FuseDevice {
             }
         }
         self.made_directory = true;
-        self.record().save(&options.run_directory)?;
+        self.record().save(&self.run_directory)?;
         let threads = options.queues.clamp(1, THREADS_MAX);
         let geometry = *volume.geometry();
         let requests = if volume.is_memory() {
@@ -130,7 +133,7 @@ impl FuseDevice {
         File::open(&self.path).context_io(|| format!("cannot open {}", self.path.display()))?;
         if nix::unistd::geteuid().is_root() {
             self.put_loop_device_on_top(geometry.logical_block_bytes());
-            self.record().save(&options.run_directory)?;
+            self.record().save(&self.run_directory)?;
         }
         Ok(())
     }
@@ -243,7 +246,7 @@ impl FuseDevice {
                 format!("cannot remove {}", self.mount_point.display()),
                 error,
             )),
-            _ => Ok(()),
+            _ => DeviceRecord::forget(&self.run_directory),
         }
     }
 }

@@ -25,6 +25,12 @@ const START_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long stopping may take: the kernel writes back what it has cached of the device.
 const STOP_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// How long the kernel may take to free the number of a deleted device that nobody holds.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether it has.
+const RELEASE_POLL: Duration = Duration::from_millis(1);
+
 /// A number that lets the driver choose one.
 const ANY_DEVICE: u32 = u32::MAX;
 
@@ -177,16 +183,33 @@ impl Control {
     }
 
     /// Gives the number back. Nothing of ours may hold the queue's device or its mapping any more.
+    ///
+    /// The device is gone when this returns; where somebody still holds it open, its number is
+    /// free only after that. The driver's own way to wait for this knows no end.
     pub(super) fn delete(&mut self, id: u32) -> Result<()> {
-        let result = self.command(
-            "DEL_DEV",
-            sys::UBLK_U_CMD_DEL_DEV,
-            id,
-            0,
-            0,
-            COMMAND_TIMEOUT,
-        );
-        gone_is_fine(result)
+        match self.delete_with("DEL_DEV_ASYNC", sys::UBLK_U_CMD_DEL_DEV_ASYNC, id) {
+            // Older drivers do not know it.
+            Err(error) if os_error(&error) == Some(libc::EOPNOTSUPP) => {
+                return self.delete_with("DEL_DEV", sys::UBLK_U_CMD_DEL_DEV, id);
+            }
+            other => other?,
+        }
+        let deadline = Instant::now() + RELEASE_WAIT;
+        while self.info(id)?.is_some() {
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    id,
+                    "the ublk device is still open; its number is not free yet"
+                );
+                break;
+            }
+            std::thread::sleep(RELEASE_POLL);
+        }
+        Ok(())
+    }
+
+    fn delete_with(&mut self, name: &'static str, code: u32, id: u32) -> Result<()> {
+        gone_is_fine(self.command(name, code, id, 0, 0, COMMAND_TIMEOUT))
     }
 
     fn put<T: Copy>(&mut self, value: &T) {
@@ -300,9 +323,10 @@ fn gone_is_fine(result: Result<()>) -> Result<()> {
 }
 
 fn is_gone(error: &Error) -> bool {
+    os_error(error) == Some(libc::ENODEV)
+}
+
+fn os_error(error: &Error) -> Option<i32> {
     use std::error::Error as _;
-    error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|source| source.raw_os_error() == Some(libc::ENODEV))
+    error.source()?.downcast_ref::<io::Error>()?.raw_os_error()
 }

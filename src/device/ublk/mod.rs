@@ -34,6 +34,8 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct UblkDevice {
     id: u32,
     path: PathBuf,
+    /// Where it is written how to remove the device should this process die.
+    run_directory: PathBuf,
     control: Control,
     queues: Vec<JoinHandle<()>>,
     failures: tokio::sync::mpsc::UnboundedReceiver<Error>,
@@ -57,13 +59,14 @@ impl UblkDevice {
         let mut device = Self {
             id: info.dev_id,
             path: PathBuf::from(format!("/dev/ublkb{}", info.dev_id)),
+            run_directory: options.run_directory.clone(),
             control,
             queues: Vec::new(),
             failures: tokio::sync::mpsc::unbounded_channel().1,
             removed: false,
         };
         // From here on dropping the device removes it.
-        device.record().save(&options.run_directory)?;
+        device.record().save(&device.run_directory)?;
         device.set_up(&volume, options, &info)?;
         Ok(device)
     }
@@ -140,7 +143,7 @@ impl UblkDevice {
         }
         self.control.delete(self.id)?;
         self.removed = true;
-        Ok(())
+        DeviceRecord::forget(&self.run_directory)
     }
 
     /// Writes back what the kernel has cached of the device.
