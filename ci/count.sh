@@ -28,24 +28,24 @@ step() {
   return "$status"
 }
 
-# cargo_step NAME COMMAND...: counts the tests that the command's test programs report.
+# cargo_step NAME COMMAND...: counts the tests that the command's test programs report. One that passed, but said
+# "skipped: REASON" (which --show-output shows), counts as skipped; one that others start for their own use does not count.
 cargo_step() {
-  local name=$1 counts good bad ignored
+  local name=$1 log=$logs/$1.log good bad reasons=()
   shift
   run_logged "$name" "$@"
-  counts=$(sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed; ([0-9]+) ignored;.*/\1 \2 \3/p' "$logs/$name.log" |
-    awk '{ p += $1; f += $2; i += $3 } END { print p + 0, f + 0, i + 0 }')
-  read -r good bad ignored <<<"$counts"
+  read -r good bad < <(sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed;.*/\1 \2/p' "$log" |
+    awk '{ good += $1; bad += $2 } END { print good + 0, bad + 0 }')
   # A failure without a failed test: it did not build, or a test program died.
   [ "$status" -eq 0 ] || [ "$bad" -gt 0 ] || bad=1
-  passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + ignored))
-  note "$name" "$took_s" "$good passed, $bad failed, $ignored skipped"
-  while IFS= read -r line; do
-    skips+=("$name: $line")
-  done < <(sed -nE 's/^test (.*) \.\.\. ignored,? ?(.*)/\1: \2/p' "$logs/$name.log")
-  if [ $((good + bad + ignored)) -eq 0 ]; then
-    record skipped "$name" "$took_s" "there are no such tests"
-  fi
+  mapfile -t reasons < <(sed -nE 's/^skipped: //p' "$log")
+  good=$((good - ${#reasons[@]}))
+  mapfile -t -O "${#reasons[@]}" reasons < <(
+    sed -nE 's/^test (.*) \.\.\. ignored,? ?(.*)/\1: \2/p' "$log" | grep -v ': run by the other tests$')
+  passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + ${#reasons[@]}))
+  note "$name" "$took_s" "$good passed, $bad failed, ${#reasons[@]} skipped"
+  skips+=("${reasons[@]/#/$name: }")
+  [ $((good + bad + ${#reasons[@]})) -gt 0 ] || record skipped "$name" "$took_s" "there are no such tests"
 }
 
 # run_vm_tests PLACE "TEST..." COMMAND...: runs tests/vm/run on the tests by the command, which takes a line of bash as its last
