@@ -367,6 +367,7 @@ fn direct_io_verified_by_fio_with_discards_between() {
                 "--bsrange=4k-256k",
                 "--bs_unaligned=0",
                 "--verify=crc32c",
+                "--verify_state_save=0",
                 "--verify_fatal=1",
                 "--fsync=64",
                 "--size=48M",

@@ -33,8 +33,7 @@ pub struct Answer {
 
 impl Answer {
     /// Answers. The request's memory goes back to the device with it.
-    pub fn send(mut self, memory: RequestMemory, outcome: Outcome) {
-        drop(memory);
+    pub fn send(mut self, _memory: RequestMemory, outcome: Outcome) {
         self.deliver(outcome);
     }
 

@@ -142,10 +142,9 @@ impl EngineQueue {
         if self.away == 0 {
             return ring.submit_and_wait(true);
         }
-        if std::mem::take(&mut self.wake_misses) {
-            if let Store::Async(misses) = &self.volume.store {
-                misses.wake();
-            }
+        if let (true, Store::Async(misses)) = (self.wake_misses, &self.volume.store) {
+            misses.wake();
+            self.wake_misses = false;
         }
         let sleep = !self.spin_for_mail() && self.post.mailbox.park();
         let result = ring.submit_and_wait(sleep);

@@ -121,10 +121,10 @@ impl Volume {
         if self.read_only && request.writes() {
             return Err(Errno::EPERM);
         }
-        if let (Op::Read | Op::Write, RequestBuffer::Memory(memory)) = (request.op, &*buffer) {
-            if memory.len_bytes() as u64 != request.len_bytes {
-                return Err(Errno::EINVAL);
-            }
+        if let (Op::Read | Op::Write, RequestBuffer::Memory(memory)) = (request.op, &*buffer)
+            && memory.len_bytes() as u64 != request.len_bytes
+        {
+            return Err(Errno::EINVAL);
         }
         let inside_bytes = self
             .geometry

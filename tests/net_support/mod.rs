@@ -292,7 +292,7 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            if (at / 4096 + seed as usize) % 3 == 0 {
+            if (at / 4096 + seed as usize).is_multiple_of(3) {
                 0
             } else {
                 state as u8
