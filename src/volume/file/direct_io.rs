@@ -30,16 +30,26 @@ pub(super) fn switch_on(file: &File, path: &Path, alignment_bytes: u32) {
         } else {
             OFlag::empty()
         };
-    let result = fcntl(file, FcntlArg::F_GETFL)
-        .map(|flags| OFlag::from_bits_retain(flags) | wanted)
-        .and_then(|flags| {
-            if aligned {
-                fcntl(file, FcntlArg::F_SETFL(flags))
-            } else {
-                Ok(0)
-            }
-        });
+    let result = fcntl(file, FcntlArg::F_GETFL).and_then(|before| {
+        if !aligned {
+            return Ok(0);
+        }
+        let flags = OFlag::from_bits_retain(before) | wanted;
+        fcntl(file, FcntlArg::F_SETFL(flags))?;
+        // A stacked file system may take the flag and refuse each request, for the one below does.
+        read_one(file, alignment_bytes).or_else(|refused| {
+            let before = OFlag::from_bits_retain(before);
+            fcntl(file, FcntlArg::F_SETFL(before)).and(Err(refused))
+        })
+    });
     tracing::debug!(path = %path.display(), aligned, ?result, "direct I/O");
+}
+
+fn read_one(file: &File, len_bytes: u32) -> nix::Result<i32> {
+    // Aligned to pages, like the buffers of a device.
+    let mut page =
+        memmap2::MmapMut::map_anon(len_bytes as usize).map_err(|_| nix::errno::Errno::ENOMEM)?;
+    nix::sys::uio::pread(file, &mut page, 0).map(|_| 0)
 }
 
 /// What the file system says that it needs (`STATX_DIOALIGN`, Linux 6.1); `None` if it says nothing.
