@@ -349,7 +349,7 @@ fn a_read_only_device_refuses_every_way_of_writing() {
 fn direct_io_verified_by_fio_with_discards_between() {
     let Some(_turn) = turn() else { return };
     if !Path::new("/usr/bin/fio").exists() {
-        println!("skipped: fio is not installed");
+        eprintln!("skipped: fio is not installed");
         return;
     }
     let (_directory, path) = image(64 << 20);

@@ -135,7 +135,7 @@ pub(crate) fn turn() -> Option<MutexGuard<'static, ()>> {
     } else {
         return Some(TURN.lock().unwrap_or_else(PoisonError::into_inner));
     };
-    println!("skipped: {reason}");
+    eprintln!("skipped: {reason}");
     None
 }
 

@@ -176,7 +176,7 @@ impl Filesystem for OneFile {
         }
         if mode & !libc::FALLOC_FL_KEEP_SIZE != 0
             && self.requests.zeroes_whole_blocks_only()
-            && (offset | length) % u64::from(self.block_bytes) != 0
+            && !(offset | length).is_multiple_of(u64::from(self.block_bytes))
         {
             // As a block device would.
             return reply.error(Errno::EINVAL);
