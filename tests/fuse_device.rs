@@ -424,6 +424,36 @@ fn removing_a_device_that_is_mounted_ends_its_io_and_then_itself() {
 }
 
 #[test]
+fn removing_a_device_takes_the_file_from_those_who_hold_it_open() {
+    let Some(_turn) = turn() else { return };
+    let served = serve("mem:1MiB", Wish::default());
+    let file = open_rw(&served.file());
+    file.write_all_at(&[7; 4096], 0).expect("written");
+    served.end();
+    let result = file.read_at(&mut [0; 4096], 0);
+    assert!(result.is_err(), "{result:?}");
+}
+
+#[test]
+fn a_copy_of_the_mount_in_another_namespace_does_not_keep_it_alive() {
+    let Some(_turn) = turn() else { return };
+    let served = serve("mem:1MiB", Wish::default());
+    let mut other = std::process::Command::new("unshare")
+        .args(["-m", "--propagation", "private", "cat"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("unshare");
+    let own = std::fs::read_link("/proc/self/ns/mnt").expect("readable");
+    let others = format!("/proc/{}/ns/mnt", other.id());
+    wait_until("the other namespace", || {
+        std::fs::read_link(&others).is_ok_and(|link| link != own)
+    });
+    served.end();
+    drop(other.stdin.take());
+    assert!(other.wait().expect("ended").success());
+}
+
+#[test]
 fn somebody_elses_unmount_is_reported() {
     let Some(_turn) = turn() else { return };
     let mut served = serve("mem:1MiB", Wish::default());

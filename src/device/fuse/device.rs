@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::MOUNT_DIRECTORY;
 use super::filesystem::OneFile;
 use super::loop_device::{self, LoopDevice, LoopOptions};
 use super::mounts::mounted_at;
@@ -21,6 +20,7 @@ use super::queue::{self, QueueHandle, SharedGate};
 use super::requests::{Inline, Requests};
 use super::session::Session;
 use super::slot::Reply;
+use super::{BACKGROUND_MAX, MOUNT_DIRECTORY};
 use crate::device::{Device, DeviceOptions, DeviceRecord};
 use crate::volume::{ByteOffset, Op, Request, Volume};
 use crate::{Context, Error, ErrorKind, Result};
@@ -30,6 +30,9 @@ const NAME_BYTES_MAX: usize = 255;
 
 /// The most threads that read requests from the kernel, and the most queues behind them.
 const THREADS_MAX: u16 = 64;
+
+/// The most requests that a queue takes: the kernel does not ask for more at once.
+const DEPTH_MAX: u16 = BACKGROUND_MAX;
 
 /// How long a flush may take, at most; requests have deadlines of their own, if they are to have.
 const FLUSH_WAIT: Duration = Duration::from_secs(60);
@@ -143,9 +146,15 @@ impl FuseDevice {
         gate: Arc<SharedGate>,
     ) -> Result<()> {
         let end = self.end.clone();
-        let queue = queue::start(volume, depth, index, gate, move |error| {
-            end.send_replace(Some(format!("a queue failed: {error}")));
-        })
+        let queue = queue::start(
+            volume,
+            depth.clamp(1, DEPTH_MAX),
+            index,
+            gate,
+            move |error| {
+                end.send_replace(Some(format!("a queue failed: {error}")));
+            },
+        )
         .context_io(|| "cannot start a queue: io_uring is missing or not allowed here")?;
         self.queues.push(queue);
         Ok(())

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::loop_device::LoopDevice;
-use super::mounts::{lies_in, mounted_at};
+use super::mounts::{Mount, lies_in, mounted_at};
 use super::session::abort;
 use crate::{Error, ErrorKind, Result};
 
@@ -49,14 +49,14 @@ pub fn remove_left_over(mount_point: &Path, loop_device: Option<&Path>) -> Resul
 
 fn unmount(mount_point: &Path) -> Result<()> {
     for _ in 0..STACKED_MAX {
-        if !mounted_at(mount_point)?.is_some_and(|mount| mount.is_fuse()) {
+        let Some(mount) = mounted_at(mount_point)?.filter(Mount::is_fuse) else {
             return Ok(());
-        }
+        };
         let flags = MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
         match umount2(mount_point, flags) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(Errno::EPERM) => {
-                abort(mount_point);
+                abort(mount.minor);
                 unmount_unprivileged(mount_point)?;
             }
             Err(errno) => {

@@ -31,6 +31,8 @@ const POLL: Duration = Duration::from_millis(1);
 /// A mounted file system that is being served.
 pub(super) struct Session {
     mount_point: PathBuf,
+    /// The number of the connection to the kernel.
+    connection: Option<u32>,
     unmounter: SessionUnmounter,
     thread: Option<JoinHandle<()>>,
 }
@@ -64,6 +66,7 @@ impl Session {
         ];
         let mut session = fuser::Session::new(filesystem, mount_point, &config)
             .map_err(|error| mount_failed(mount_point, error))?;
+        let connection = mounted_at(mount_point)?.map(|mount| mount.minor);
         let unmounter = session.unmount_callable();
         let name = mount_point.display().to_string();
         let thread = std::thread::Builder::new()
@@ -79,6 +82,7 @@ impl Session {
             .map_err(|error| Error::io("cannot start a thread", error))?;
         Ok(Self {
             mount_point: mount_point.to_owned(),
+            connection,
             unmounter,
             thread: Some(thread),
         })
@@ -93,12 +97,12 @@ impl Session {
         let patience = Instant::now() + CLOSE_WAIT;
         for _ in 0..UNMOUNT_TRIES_MAX {
             if !mounted_at(&self.mount_point)?.is_some_and(|mount| mount.is_fuse()) {
-                return self.wait_for_thread();
+                self.end_threads();
+                return Ok(());
             }
             match self.unmount(Instant::now() >= patience) {
                 // `EINVAL`: somebody else was faster.
-                Ok(()) | Err(Errno::EINVAL) => {}
-                Err(Errno::EBUSY) => std::thread::sleep(POLL),
+                Ok(()) | Err(Errno::EINVAL | Errno::EBUSY) => std::thread::sleep(POLL),
                 Err(errno) => {
                     return Err(Error::io(
                         format!("cannot unmount {}", self.mount_point.display()),
@@ -124,7 +128,7 @@ impl Session {
             // Without privileges `fusermount3` does it, which detaches in any case.
             Err(Errno::EPERM) => {
                 if force {
-                    abort(&self.mount_point);
+                    self.connection.map(abort);
                 }
                 self.unmounter.unmount().map_err(to_errno)
             }
@@ -132,35 +136,38 @@ impl Session {
         }
     }
 
-    fn wait_for_thread(&mut self) -> Result<()> {
-        let deadline = Instant::now() + END_WAIT;
-        while self.thread.as_ref().is_some_and(|it| !it.is_finished()) {
-            if Instant::now() >= deadline {
-                return Err(Error::new(
-                    ErrorKind::TimedOut,
-                    format!(
-                        "{} is unmounted, but something still holds its file",
-                        self.mount_point.display()
-                    ),
-                ));
+    /// Waits for the threads to end. They end with the last mount; a copy of it may live on in
+    /// another mount namespace, and a detached one for as long as a file in it is open.
+    fn end_threads(&mut self) {
+        if !self.threads_end_within(CLOSE_WAIT) {
+            self.connection.map(abort);
+            if !self.threads_end_within(END_WAIT) {
+                tracing::warn!("the FUSE connection stays until this process ends");
+                return;
             }
-            std::thread::sleep(POLL);
         }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        Ok(())
+    }
+
+    fn threads_end_within(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        while self.thread.as_ref().is_some_and(|it| !it.is_finished()) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(POLL);
+        }
+        true
     }
 }
 
-/// Ends the connection of a FUSE mount, as far as that is possible and allowed: all that waits for
-/// an answer fails.
-pub(super) fn abort(mount_point: &Path) {
-    if let Ok(Some(mount)) = mounted_at(mount_point) {
-        let file = format!("/sys/fs/fuse/connections/{}/abort", mount.minor);
-        if let Err(error) = std::fs::write(&file, "1") {
-            tracing::debug!("cannot end the connection by {file}: {error}");
-        }
+/// Ends a FUSE connection, if that is possible and allowed: all that waits for an answer fails.
+pub(super) fn abort(connection: u32) {
+    let file = format!("/sys/fs/fuse/connections/{connection}/abort");
+    if let Err(error) = std::fs::write(&file, "1") {
+        tracing::debug!("cannot end the connection by {file}: {error}");
     }
 }
 
