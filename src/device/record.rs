@@ -76,9 +76,6 @@ impl DeviceRecord {
 pub fn remove_left_over(record: &DeviceRecord) -> Result<()> {
     match record {
         DeviceRecord::Ublk { id } => super::ublk::remove_left_over(*id),
-        DeviceRecord::Fuse {
-            mount_point,
-            loop_device,
-        } => super::fuse::remove_left_over(mount_point, loop_device.as_deref()),
+        DeviceRecord::Fuse { mount_point, .. } => super::fuse::remove_left_over(mount_point),
     }
 }

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 use crate::backend::{Kind, Resource};
 use crate::volume::misses::MISSES_MAX;
 use crate::volume::{
-    AsyncBackend, Errno, Miss, MissQueue, Op, Outcome, Priority, Request, RequestMemory, Store,
-    Volume,
+    AsyncBackend, Errno, Miss, MissQueue, Op, Outcome, Priority, QueueRing, Request, RequestMemory,
+    Store, Volume,
 };
 
 /// How long a request may take unless another time is asked for.
@@ -42,11 +42,13 @@ pub fn mount(
 ) -> DirectMount {
     let (store, fetcher, discard) = match &resource.kind {
         Kind::Memory(memory) => (Store::Memory(memory.clone()), None, true),
-        Kind::File(file) => (Store::File(file.clone()), None, true),
-        Kind::Other(backend) => {
+        Kind::File(file) if QueueRing::new(1).is_ok() => (Store::File(file.clone()), None, true),
+        // A file without io_uring is served as if it were somewhere else.
+        Kind::File(_) | Kind::Other(_) => {
+            let backend = resource.as_async();
             let misses = Arc::new(MissQueue::new(requests_max.min(MISSES_MAX)));
-            let fetcher = Fetcher::start(misses.clone(), backend.clone(), io_timeout);
             let discard = backend.capabilities().discard;
+            let fetcher = Fetcher::start(misses.clone(), backend, io_timeout);
             (Store::Async(misses), Some(fetcher), discard)
         }
     };

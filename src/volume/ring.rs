@@ -1,6 +1,7 @@
 //! A queue's io_uring: device commands, the engine's own I/O and the bell share it.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::{IoUring, squeue, types};
 
@@ -36,10 +37,17 @@ fn user_data(owner: Owner, tag: Tag) -> u64 {
 
 /// The ring of one queue thread. It is made and used on that thread alone.
 pub struct QueueRing {
-    ring: IoUring,
+    kind: Kind,
     /// Taken off the completion queue and not handled yet; the handlers push to the ring.
     batch: Vec<Completion>,
     bell_count: Box<u64>,
+}
+
+#[allow(clippy::large_enum_variant, reason = "there is one for each thread")]
+enum Kind {
+    Uring(IoUring),
+    /// Nothing but the bell, once it is armed.
+    Bell(Option<OwnedFd>),
 }
 
 impl std::fmt::Debug for QueueRing {
@@ -64,10 +72,20 @@ impl QueueRing {
             .or_else(|_| IoUring::builder().setup_coop_taskrun().build(entries))
             .or_else(|_| IoUring::new(entries))?;
         Ok(Self {
-            ring,
+            kind: Kind::Uring(ring),
             batch: Vec::with_capacity(entries as usize * 2),
             bell_count: Box::new(0),
         })
+    }
+
+    /// A ring that takes no operations and only waits for the bell. It needs no io_uring, which
+    /// containers often forbid, and serves volumes whose answers all come from other threads.
+    pub fn of_bell_only() -> Self {
+        Self {
+            kind: Kind::Bell(None),
+            batch: Vec::with_capacity(1),
+            bell_count: Box::new(0),
+        }
     }
 
     /// Makes a table for request buffers that the kernel registers itself.
@@ -75,9 +93,10 @@ impl QueueRing {
     /// # Errors
     /// When the kernel refuses it.
     pub fn reserve_buffers(&self, count: u16) -> io::Result<()> {
-        self.ring
-            .submitter()
-            .register_buffers_sparse(u32::from(count))
+        match &self.kind {
+            Kind::Uring(ring) => ring.submitter().register_buffers_sparse(u32::from(count)),
+            Kind::Bell(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Queues an operation; it starts with the next [`submit_and_wait`](Self::submit_and_wait).
@@ -88,10 +107,13 @@ impl QueueRing {
     /// # Errors
     /// When the ring itself is broken.
     pub unsafe fn push(&mut self, entry: squeue::Entry, owner: Owner, tag: Tag) -> io::Result<()> {
+        let Kind::Uring(ring) = &mut self.kind else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
         let entry = entry.user_data(user_data(owner, tag));
         // SAFETY: the caller keeps the operation's memory valid.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.ring.submit()?;
+        while unsafe { ring.submission().push(&entry) }.is_err() {
+            ring.submit()?;
         }
         Ok(())
     }
@@ -101,7 +123,12 @@ impl QueueRing {
     /// # Errors
     /// When the ring itself is broken.
     pub fn arm_bell(&mut self, bell: &super::bell::Bell) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
+        if let Kind::Bell(armed) = &mut self.kind {
+            if armed.is_none() {
+                *armed = Some(bell.as_fd().try_clone_to_owned()?);
+            }
+            return Ok(());
+        }
         let count = std::ptr::from_mut(&mut *self.bell_count).cast();
         let read = io_uring::opcode::Read::new(types::Fd(bell.as_raw_fd()), count, 8).build();
         // SAFETY: the counter is boxed and lives as long as the ring.
@@ -113,18 +140,31 @@ impl QueueRing {
     /// # Errors
     /// When the ring itself is broken; an interrupted wait is none.
     pub fn submit_and_wait(&mut self, wait: bool) -> io::Result<()> {
-        match self.ring.submit_and_wait(usize::from(wait)) {
-            Ok(_) => Ok(()),
+        let result = match &mut self.kind {
+            Kind::Uring(ring) => ring.submit_and_wait(usize::from(wait)).map(drop),
+            Kind::Bell(Some(bell)) if wait => wait_for(bell).map(|()| {
+                self.batch.push(Completion {
+                    owner: Owner::Bell,
+                    tag: Tag(0),
+                    result: 0,
+                });
+            }),
+            Kind::Bell(_) => Ok(()),
+        };
+        match result {
             // EBUSY: completions must be taken first, which is what the caller does next.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => Ok(()),
-            Err(error) => Err(error),
+            other => other,
         }
     }
 
     /// The completions that are there, to be handed back with [`recycle`](Self::recycle).
     pub fn completions(&mut self) -> Vec<Completion> {
         let mut batch = std::mem::take(&mut self.batch);
-        batch.extend(self.ring.completion().map(|entry| Completion {
+        let Kind::Uring(ring) = &mut self.kind else {
+            return batch;
+        };
+        batch.extend(ring.completion().map(|entry| Completion {
             owner: match entry.user_data() >> OWNER_SHIFT {
                 0 => Owner::Device,
                 1 => Owner::Engine,
@@ -141,4 +181,10 @@ impl QueueRing {
         batch.clear();
         self.batch = batch;
     }
+}
+
+/// Waits until the bell has rung, and silences it.
+fn wait_for(bell: &OwnedFd) -> io::Result<()> {
+    nix::unistd::read(bell, &mut [0; 8])?;
+    Ok(())
 }

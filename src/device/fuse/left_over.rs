@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::loop_device::LoopDevice;
-use super::mounts::{Mount, lies_in, mounted_at};
+use super::mounts::{Mount, mounted_at};
 use super::session::abort;
 use crate::{Error, ErrorKind, Result};
 
@@ -14,37 +14,35 @@ use crate::{Error, ErrorKind, Result};
 const STACKED_MAX: usize = 16;
 
 /// Removes a FUSE mount, and the loop device on top, whose process has died. It never waits for
-/// the dead file system.
+/// the dead file system. The loop device need not be known, so a process that was killed while it
+/// set the device up leaves nothing for ever either.
 ///
 /// # Errors
 /// `Busy` where the loop device is still held open, by a mounted file system for example: it has
 /// then lost its file, and ends as soon as it is closed.
-pub fn remove_left_over(mount_point: &Path, loop_device: Option<&Path>) -> Result<()> {
+pub fn remove_left_over(mount_point: &Path) -> Result<()> {
     // The kernel names the file below by its path, which is gone once the mount is.
-    let loop_device = loop_device
-        .map(LoopDevice::at)
-        .transpose()?
-        .filter(|device| {
-            device
-                .backing_file()
-                .is_some_and(|file| lies_in(&file, mount_point))
-        });
+    let loop_devices = LoopDevice::all_on(mount_point)?;
     // Before the loop device: closing it writes out what its cache holds, which must fail, not
     // wait.
     unmount(mount_point)?;
-    let held = match loop_device {
-        Some(mut device) => !device.detach()?,
-        None => false,
-    };
-    remove_directory(mount_point)?;
-    if held {
-        return Err(Error::new(
-            ErrorKind::Busy,
-            "its mount is gone, but the loop device is still in use; unmount or close what is on \
-             it, and it ends",
-        ));
+    let mut held = Vec::new();
+    for mut device in loop_devices {
+        if !device.detach()? {
+            held.push(device.path().display().to_string());
+        }
     }
-    Ok(())
+    remove_directory(mount_point)?;
+    if held.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Busy,
+        format!(
+            "{} is still in use; unmount or close what is on it, and it ends",
+            held.join(", ")
+        ),
+    ))
 }
 
 fn unmount(mount_point: &Path) -> Result<()> {
@@ -56,7 +54,7 @@ fn unmount(mount_point: &Path) -> Result<()> {
         match umount2(mount_point, flags) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(Errno::EPERM) => {
-                abort(mount.minor);
+                abort(Some(mount.minor));
                 unmount_unprivileged(mount_point)?;
             }
             Err(errno) => {

@@ -1,9 +1,10 @@
 //! Loop devices, by the kernel's own interface.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
+use super::mounts::lies_in;
 use crate::{Context, Error, ErrorKind, Result};
 
 /// The major number of loop devices.
@@ -157,27 +159,32 @@ impl LoopDevice {
         ))
     }
 
-    /// The loop device at `path`, whoever made it.
+    /// The loop devices that have a file in `directory`, whoever made them.
     ///
     /// # Errors
-    /// `InvalidInput` where `path` is not of the form `/dev/loopN`.
-    pub(super) fn at(path: &Path) -> Result<Self> {
-        let number = path
-            .to_str()
-            .and_then(|text| text.strip_prefix("/dev/loop"))
-            .and_then(|digits| digits.parse().ok());
-        number
-            .map(|number| Self {
+    /// When the kernel's list of devices cannot be read.
+    pub(super) fn all_on(directory: &Path) -> Result<Vec<Self>> {
+        let context = || "cannot list the block devices";
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/sys/block").context_io(context)? {
+            let name = entry.context_io(context)?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("loop"));
+            let Some(number) = number.and_then(|digits| digits.parse().ok()) else {
+                continue;
+            };
+            let device = Self {
                 number,
-                path: path.to_owned(),
+                path: PathBuf::from(format!("/dev/loop{number}")),
                 made_node: false,
-            })
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("{} is no loop device", path.display()),
-                )
-            })
+            };
+            if device
+                .backing_file()
+                .is_some_and(|file| lies_in(&file, directory))
+            {
+                found.push(device);
+            }
+        }
+        Ok(found)
     }
 
     /// What applications open.
@@ -186,13 +193,12 @@ impl LoopDevice {
     }
 
     /// The file below, as the kernel names it; `None` where it has none (any more).
-    pub(super) fn backing_file(&self) -> Option<PathBuf> {
-        use std::os::unix::ffi::OsStringExt;
+    fn backing_file(&self) -> Option<PathBuf> {
         let mut name = std::fs::read(self.state().join("backing_file")).ok()?;
         if name.last() == Some(&b'\n') {
             name.pop();
         }
-        Some(std::ffi::OsString::from_vec(name).into())
+        Some(OsString::from_vec(name).into())
     }
 
     /// Takes the file away from the device and waits until the kernel has let go of it. False:
@@ -304,21 +310,6 @@ fn no_loop_devices(error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_loop_device_is_taken_for_one() {
-        let device = LoopDevice::at("/dev/loop12".as_ref()).expect("a loop device");
-        assert_eq!(device.number, 12);
-        for wrong in [
-            "/dev/sda",
-            "/dev/loop",
-            "/dev/loop1p1",
-            "/dev/loop-control",
-            "loop1",
-        ] {
-            assert!(LoopDevice::at(wrong.as_ref()).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_long_path_is_cut_and_ends_with_a_zero() {

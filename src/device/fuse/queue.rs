@@ -127,6 +127,7 @@ pub(super) fn start(
     ended: impl FnOnce(io::Error) + Send + 'static,
 ) -> io::Result<(QueueHandle, JoinHandle<()>)> {
     let block_bytes = volume.geometry().logical_block_bytes();
+    let by_others = volume.needs_bell();
     let engine = EngineQueue::new(volume, depth)?;
     let shared = Arc::new(Shared {
         inbox: ArrayQueue::new(usize::from(depth)),
@@ -150,7 +151,12 @@ pub(super) fn start(
         .name(format!("fuse-queue-{index}"))
         .spawn(move || {
             crate::device::become_io_flusher();
-            let ring = match QueueRing::new(depth) {
+            let ring = if by_others {
+                Ok(QueueRing::of_bell_only())
+            } else {
+                QueueRing::new(depth)
+            };
+            let ring = match ring {
                 Ok(ring) => ring,
                 Err(error) => return drop(report.send(Err(error))),
             };

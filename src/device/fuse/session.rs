@@ -128,7 +128,7 @@ impl Session {
             // Without privileges `fusermount3` does it, which detaches in any case.
             Err(Errno::EPERM) => {
                 if force {
-                    self.connection.map(abort);
+                    abort(self.connection);
                 }
                 self.unmounter.unmount().map_err(to_errno)
             }
@@ -140,9 +140,11 @@ impl Session {
     /// another mount namespace, and a detached one for as long as a file in it is open.
     fn end_threads(&mut self) {
         if !self.threads_end_within(CLOSE_WAIT) {
-            self.connection.map(abort);
-            if !self.threads_end_within(END_WAIT) {
-                tracing::warn!("the FUSE connection stays until this process ends");
+            if !abort(self.connection) || !self.threads_end_within(END_WAIT) {
+                tracing::warn!(
+                    "somebody has the file open and keeps it until they close it or this process \
+                     ends"
+                );
                 return;
             }
         }
@@ -163,12 +165,18 @@ impl Session {
     }
 }
 
-/// Ends a FUSE connection, if that is possible and allowed: all that waits for an answer fails.
-pub(super) fn abort(connection: u32) {
+/// Ends a FUSE connection: all that waits for an answer fails. False where that is not possible:
+/// it takes a file of the kernel's that not every machine shows.
+pub(super) fn abort(connection: Option<u32>) -> bool {
+    let Some(connection) = connection else {
+        return false;
+    };
     let file = format!("/sys/fs/fuse/connections/{connection}/abort");
-    if let Err(error) = std::fs::write(&file, "1") {
+    let result = std::fs::write(&file, "1");
+    if let Err(error) = &result {
         tracing::debug!("cannot end the connection by {file}: {error}");
     }
+    result.is_ok()
 }
 
 fn to_errno(error: io::Error) -> Errno {
