@@ -139,14 +139,13 @@ impl Session {
     /// Waits for the threads to end. They end with the last mount; a copy of it may live on in
     /// another mount namespace, and a detached one for as long as a file in it is open.
     fn end_threads(&mut self) {
-        if !self.threads_end_within(CLOSE_WAIT) {
-            if !abort(self.connection) || !self.threads_end_within(END_WAIT) {
-                tracing::warn!(
-                    "somebody has the file open and keeps it until they close it or this process \
-                     ends"
-                );
-                return;
-            }
+        let ended = self.threads_end_within(CLOSE_WAIT)
+            || abort(self.connection) && self.threads_end_within(END_WAIT);
+        if !ended {
+            tracing::warn!(
+                "somebody has the file open and keeps it until they close it or this process ends"
+            );
+            return;
         }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
