@@ -372,6 +372,7 @@ fn direct_io_verified_by_fio_with_discards_between() {
                 "--fsync=64",
                 "--size=48M",
                 "--verify_backlog=128",
+                "--verify_state_save=0",
                 "--output-format=terse",
             ],
         );
