@@ -9,6 +9,7 @@ rejected() {
   shift
   message=$(timeout 60 "$@" 2>&1 </dev/null) || status=$?
   [ "$status" -eq 1 ] || [ "$status" -eq 2 ] || fail "'$*' ended with status $status: $message"
+  [ -n "$message" ] || fail "'$*' says nothing"
   contains "$message" "$word" "the message of '$*'"
   [[ $message != *panicked* ]] || fail "'$*' panicked: $message"
 }
@@ -22,7 +23,7 @@ direct empty.img "file:$work/empty.img"
 direct directory "file:$work"
 direct nowhere nowhere:/x
 for size in 1Gb -1 0 "" 99999999999GiB; do
-  direct "${size:-mem}" "mem:$size"
+  direct "" "mem:$size"
 done
 direct depth mem:16MiB --depth 0
 direct queues mem:16MiB --queues 0
@@ -38,7 +39,7 @@ rejected "$(address_of "$ticket" | cut -d: -f2)" "$BLOCKFERRY" serve "other=mem:
 rejected disk.img "$BLOCKFERRY" serve "again=file:$work/disk.img" --state-dir "$work/again" --listen 127.0.0.1:0
 rejected "" "$BLOCKFERRY" mount "${ticket/\/disk#/\/nobody#}" --direct --name bad
 contains "$message" nobody "the message on an unknown volume"
-"$BLOCKFERRY" ticket disk --rotate --state-dir "$work/server.state" --advertise "$(address_of "$ticket")" >"$work/rotated"
+"$BLOCKFERRY" ticket disk --rotate --state-dir "$work/server.state" >"$work/rotated"
 rejected "" "$BLOCKFERRY" mount "$ticket" --direct --name bad
 attach rotated "@$work/rotated"
 detach rotated

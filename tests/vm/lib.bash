@@ -86,7 +86,7 @@ detach() {
 # crash NAME: ends a program by SIGKILL.
 crash() {
   kill -KILL "${pid_of[$1]}"
-  reap "$1"
+  reap "$1" || true
 }
 
 # ends_with STATUS NAME: waits for the program's end, within a limit, and asserts its exit status.

@@ -6,7 +6,7 @@
 truncate -s 64M "$work/disk.img"
 serve server "disk=file:$work/disk.img"
 attach file "$ticket"
-verify_io "$device" 32
+verify_io "$device" 16
 written=$(checksum "$device")
 detach file
 detach server
@@ -14,7 +14,7 @@ same "$(checksum "$work/disk.img")" "$written" "content of the served file"
 
 serve server memory=mem:64MiB
 attach memory "$ticket"
-verify_io "$device" 32
+verify_io "$device" 16
 detach memory
 detach server
 nothing_left

@@ -20,9 +20,8 @@ attach second "$ticket" --takeover
   fail "the fenced writer still wrote"
 verify_io "$device" 16
 written=$(checksum "$device")
-# It may have nothing left to flush to; only that it ends counts.
-kill -INT "${pid_of[first]}"
-kill -INT "${pid_of[first]}"
+# What it holds cannot be flushed any more, so it has to be told to give that up.
+"$BLOCKFERRY" stop first --force || fail "the fenced writer cannot be stopped"
 wait_until 60 "the end of the fenced writer" gone "${pid_of[first]}"
 reap first || true
 detach second
