@@ -124,7 +124,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "only direct mounts are built in so far; add --direct",
         ));
     }
-    let runtime = Runtime::new().context_io(|| "cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .on_thread_start(device::become_io_flusher)
+        .enable_all()
+        .build()
+        .context_io(|| "cannot start the runtime")?;
     let choice = device::choose(args.device.0)?;
     tracing::info!("{choice}");
     let opened = args.open(&runtime, choice.kind)?;

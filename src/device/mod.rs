@@ -152,10 +152,12 @@ pub trait Device: Send {
     fn remove(&mut self) -> Result<()>;
 }
 
-/// Tells the kernel that the calling thread serves a block device, so that it never waits for
+/// Tells the kernel that the calling thread serves a block device (`PR_SET_IO_FLUSHER`), so that it never waits for
 /// memory which only this device could free. Needs the right to do so; without it the machine can
-/// lock up when it runs out of memory while writing to the device.
-pub(crate) fn become_io_flusher() {
+/// lock up when it runs out of memory while writing to the device. Devices do it on their own
+/// threads; a program that embeds this library should on those of the runtime that serves remote
+/// resources.
+pub fn become_io_flusher() {
     /// `include/uapi/linux/prctl.h`
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: changes a flag of the calling thread only.

@@ -1,7 +1,6 @@
 //! Positions and sizes, each in a type of its own.
 
 use std::fmt;
-use std::ops::Range;
 
 use crate::{Error, ErrorKind, Result};
 
@@ -32,7 +31,31 @@ pub struct BlockIndex(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkIndex(pub u64);
 
+impl BlockIndex {
+    /// Where the block starts.
+    pub fn start(self) -> ByteOffset {
+        ByteOffset(self.0 * BLOCK_BYTES)
+    }
+}
+
+impl ChunkIndex {
+    /// Where the chunk starts, in a volume with chunks of `chunk_bytes`.
+    pub fn start(self, chunk_bytes: u64) -> ByteOffset {
+        ByteOffset(self.0 * chunk_bytes)
+    }
+}
+
 impl ByteOffset {
+    /// The block that holds this byte.
+    pub fn block(self) -> BlockIndex {
+        BlockIndex(self.0 / BLOCK_BYTES)
+    }
+
+    /// The chunk that holds this byte, in a volume with chunks of `chunk_bytes`.
+    pub fn chunk(self, chunk_bytes: u64) -> ChunkIndex {
+        ChunkIndex(self.0 / chunk_bytes)
+    }
+
     /// The position `len_bytes` further on, or `None` past the end of what can be addressed.
     pub fn checked_add(self, len_bytes: u64) -> Option<Self> {
         self.0.checked_add(len_bytes).map(Self)
@@ -154,11 +177,6 @@ impl Geometry {
     }
 }
 
-/// The blocks that a range touches.
-pub fn blocks_touched(offset: ByteOffset, len_bytes: u64) -> Range<u64> {
-    offset.0 / BLOCK_BYTES..(offset.0 + len_bytes).div_ceil(BLOCK_BYTES)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,18 +219,25 @@ mod tests {
     }
 
     #[test]
+    fn every_byte_lies_in_the_block_and_chunk_that_start_at_or_before_it() {
+        for byte in [0, 1, 4095, 4096, 262_143, 262_144] {
+            let offset = ByteOffset(byte);
+            let chunk_bytes = CHUNK_BYTES_DEFAULT;
+            for (start, len) in [
+                (offset.block().start(), BLOCK_BYTES),
+                (offset.chunk(chunk_bytes).start(chunk_bytes), chunk_bytes),
+            ] {
+                assert!(start <= offset && offset.0 < start.0 + len, "{byte}");
+            }
+        }
+    }
+
+    #[test]
     fn sizes_that_make_no_device_are_refused() {
         assert!(Geometry::new(0, 512).is_err());
         assert!(Geometry::new(u64::MAX, 512).is_err());
         for block in [0, 1, 256, 513, 8192] {
             assert!(Geometry::new(4096, block).is_err(), "{block}");
         }
-    }
-
-    #[test]
-    fn blocks_touched_counts_partial_blocks() {
-        assert_eq!(blocks_touched(ByteOffset(0), 0), 0..0);
-        assert_eq!(blocks_touched(ByteOffset(4095), 2), 0..2);
-        assert_eq!(blocks_touched(ByteOffset(4096), 4096), 1..2);
     }
 }

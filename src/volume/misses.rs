@@ -76,8 +76,8 @@ pub struct MissQueue {
     closed: AtomicBool,
 }
 
-/// The most requests that can wait: as many as the queues of one device hold.
-pub const MISSES_MAX: usize = 64 * 1024;
+/// The most requests that can wait: as many as the most and deepest queues of a device hold.
+pub const MISSES_MAX: usize = 64 * 4096;
 
 impl MissQueue {
     /// A queue for `capacity` requests (at most [`MISSES_MAX`]).

@@ -11,7 +11,7 @@ use super::buffer::{RequestBuffer, RequestMemory};
 use super::counters::QueueCounters;
 use super::local_io::LocalQueue;
 use super::memory::MemoryMap;
-use super::misses::{MissQueue, Post};
+use super::misses::Post;
 use super::request::{Errno, Op, Outcome, Request, Tag};
 use super::ring::QueueRing;
 use super::volume::{Store, Volume};
@@ -230,12 +230,4 @@ pub fn answer_inline(
         );
     counters.count_outcome(&outcome);
     Some(outcome)
-}
-
-/// The requests of a volume that the asynchronous side has to serve; `None` for local volumes.
-pub fn misses_of(volume: &Volume) -> Option<&Arc<MissQueue>> {
-    match &volume.store {
-        Store::Async(misses) => Some(misses),
-        _ => None,
-    }
 }
