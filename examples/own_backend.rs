@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use blockferry::backend::{OpenOptions, Resource};
 use blockferry::device::{self, DeviceOptions, choose};
-use blockferry::ops::Claim;
+use blockferry::ops::{Claim, Running};
 use blockferry::{Backend, mount::direct};
 
 struct Positions;
@@ -43,7 +43,16 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let claim = Claim::take(None, "positions")?;
     let options = DeviceOptions::new(claim.name().as_str(), claim.directory());
     let mount = direct::mount(&resource, options.requests_max(), None);
+    let size_bytes = mount.volume.geometry().device_bytes();
     let mut device = device::start(choose(None)?.kind, mount.volume, &options)?;
+    // Shows it in `blockferry list`.
+    let record = device.record();
+    claim.publish(&Running::new(
+        device.path(),
+        record,
+        "positions",
+        size_bytes,
+    ))?;
     eprintln!("{} is ready; end it with Ctrl-C", device.path().display());
     tokio::signal::ctrl_c().await?;
     device.remove()?;

@@ -327,11 +327,12 @@ fn a_request_past_its_deadline_fails_and_lets_go_of_its_buffer() {
         let resource = Resource::custom("test", backend, OpenOptions::default()).expect("a size");
         let timeout = Some(std::time::Duration::from_millis(50));
         let mount = direct::mount(&resource, DEPTH.into(), timeout);
+        let timeouts = mount.fetcher.as_ref().expect("asynchronous").timeouts();
         let mut rig = Rig::new(mount.volume.clone());
         rig.buffers[0].fill(0xee);
         let read = Request::new(Op::Read, ByteOffset(0), 4096);
         assert_eq!(rig.run(read), Err(Errno::EIO));
-        assert_eq!(mount.fetcher.as_ref().expect("asynchronous").timeouts(), 1);
+        assert_eq!(timeouts.load(std::sync::atomic::Ordering::Relaxed), 1);
         faulty.release();
         assert_eq!(rig.run(Request::new(Op::Flush, ByteOffset(0), 0)), Ok(()));
         assert!(rig.buffers[0].iter().all(|byte| *byte == 0xee));

@@ -13,6 +13,9 @@ use crate::volume::{
     Priority,
 };
 
+/// How many requests on memory may be under way.
+const MEMORY_CONCURRENCY: u32 = 1024;
+
 /// [`MemoryMap`] as an [`AsyncBackend`].
 pub(crate) struct LocalMemory(Arc<MemoryMap>);
 
@@ -29,7 +32,11 @@ impl AsyncBackend for LocalMemory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Backend::capabilities(&*self.0)
+        Capabilities {
+            // A request is a copy: there is no harm in as many as the other end likes.
+            max_concurrency: MEMORY_CONCURRENCY,
+            ..Backend::capabilities(&*self.0)
+        }
     }
 
     fn read_at<'a>(

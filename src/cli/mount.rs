@@ -12,10 +12,11 @@ use blockferry::ops::{Claim, Name, Running, control};
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
 use clap::builder::RangedU64ValueParser;
 use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
 
 use super::detach;
 use super::output;
-use super::serving::Serving;
+use super::serving::{self, Serving, Signals};
 use super::ticket_argument::{self, Named};
 
 /// Makes a resource a block device on this host and prints the device's path
@@ -131,30 +132,33 @@ pub(super) fn run(args: &Args) -> Result<()> {
         .context_io(|| "cannot start the runtime")?;
     let choice = device::choose(args.device.0)?;
     tracing::info!("{choice}");
-    let opened = args.open(&runtime, choice.kind)?;
-    let serving = args.start(&runtime, choice.kind, &opened)?;
-    output::line(serving.path().display())?;
-    if args.detached {
-        detach::settle(serving.directory())?;
+    let named = ticket_argument::resolve(args.resource.as_deref())?;
+    let claim = Claim::take(args.name.as_ref(), &named.to_string())?;
+    let signals = {
+        let _guard = runtime.enter();
+        Signals::catch()?
+    };
+    let opened = args.open(&runtime, choice.kind, named)?;
+    let result = args.serve(&runtime, choice.kind, &opened, claim, signals);
+    match &opened.remote {
+        Some(remote) => result.and(
+            runtime
+                .block_on(remote.close())
+                .context_io(|| "cannot give the volume back to its server"),
+        ),
+        None => result,
     }
-    let result = runtime.block_on(serving.until_stopped());
-    if let Some(remote) = &opened.remote {
-        runtime
-            .block_on(remote.close())
-            .context_io(|| "cannot give the volume back to its server")?;
-    }
-    result
 }
 
 impl Args {
-    fn open(&self, runtime: &Runtime, kind: DeviceKind) -> Result<Opened> {
+    fn open(&self, runtime: &Runtime, kind: DeviceKind, named: Named) -> Result<Opened> {
         let options = OpenOptions {
             read_only: self.read_only,
             block_bytes: self.block_size,
-            // A FUSE request's buffer has no alignment that the file could rely on.
+            // A FUSE file has users of its own, whose requests need not be whole blocks.
             direct_io: kind == DeviceKind::Ublk,
         };
-        let ticket = match ticket_argument::resolve(self.resource.as_deref())? {
+        let ticket = match named {
             Named::Ticket(ticket) => ticket,
             Named::Url(url) => {
                 return Ok(Opened {
@@ -192,10 +196,17 @@ impl Args {
         }
     }
 
-    fn start(&self, runtime: &Runtime, kind: DeviceKind, opened: &Opened) -> Result<Serving> {
+    /// Makes the device, says where it is, and serves it to its end.
+    fn serve(
+        &self,
+        runtime: &Runtime,
+        kind: DeviceKind,
+        opened: &Opened,
+        claim: Claim,
+        signals: Signals,
+    ) -> Result<()> {
         let _guard = runtime.enter();
         let resource = &opened.resource;
-        let claim = Claim::take(self.name.as_ref(), &resource.url)?;
         let usual = DeviceOptions::new(claim.name().as_str(), claim.directory());
         let options = DeviceOptions {
             queues: self.queues.unwrap_or(usual.queues),
@@ -211,8 +222,20 @@ impl Args {
             read_only: resource.read_only,
             ..Running::new(device.path(), device.record(), &resource.url, size_bytes)
         })?;
-        let status = super::serving::status_of(&mount, &options, opened.remote.clone());
+        let status = serving::status_of(&mount, &options, opened.remote.clone());
         let orders = control::serve(claim.directory(), status)?;
-        Ok(Serving::new(claim, mount, device, orders))
+        output::line(device.path().display())?;
+        if self.detached {
+            detach::settle(claim.directory())?;
+        }
+        let serving = Serving {
+            claim,
+            mount,
+            path: device.path().to_owned(),
+            device: Arc::new(Mutex::new(device)),
+            orders,
+            signals,
+        };
+        runtime.block_on(serving.until_stopped())
     }
 }

@@ -23,6 +23,16 @@ pub(super) enum Named {
     Url(String),
 }
 
+impl std::fmt::Display for Named {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ticket(ticket) => f.write_str(&ticket.url()),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
+}
+
 /// What `argument` names; without one, what is in `$BLOCKFERRY_TICKET`.
 ///
 /// # Errors

@@ -94,9 +94,9 @@ impl Fetcher {
         }
     }
 
-    /// How many requests failed because their time was over.
-    pub fn timeouts(&self) -> u64 {
-        self.timeouts.load(Ordering::Relaxed)
+    /// How many requests failed because their time was over: a counter that outlives this.
+    pub fn timeouts(&self) -> Arc<AtomicU64> {
+        self.timeouts.clone()
     }
 }
 

@@ -458,6 +458,13 @@ impl AsyncBackend for Remote {
             Link::Up(_) | Link::Dead(_) => None,
         }
     }
+
+    fn lost_because(&self) -> Option<String> {
+        match &*self.shared.link.borrow() {
+            Link::Dead(why) => Some(why.to_string()),
+            Link::Up(_) | Link::Away(_) => None,
+        }
+    }
 }
 
 impl Remote {

@@ -1,7 +1,7 @@
 //! What runs on this host: one directory for each device, and a socket to talk to its process.
 //!
 //! ```text
-//! RUN/NAME/lock          held (flock) by the living process: this tells alive from dead
+//! RUN/NAME/lock          held (F_OFD_SETLK) by the living process: this tells alive from dead
 //! RUN/NAME/device.json   how to remove the device, written as soon as there is one
 //! RUN/NAME/state.json    what runs here, written when the device is ready
 //! RUN/NAME/control.sock  one JSON line each way

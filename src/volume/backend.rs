@@ -208,4 +208,9 @@ pub trait AsyncBackend: Send + Sync + 'static {
     fn away_since(&self) -> Option<std::time::SystemTime> {
         None
     }
+
+    /// Why the resource will not come back, for the status; `None` while it may.
+    fn lost_because(&self) -> Option<String> {
+        None
+    }
 }

@@ -208,11 +208,7 @@ impl Backend for FileStore {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        match self.punch(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len) {
-            // A hint that the file system cannot take is no failure.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            other => other,
-        }
+        self.punch(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, no_unmap: bool) -> io::Result<()> {
@@ -240,6 +236,8 @@ impl Backend for FileStore {
         Capabilities {
             read_only: self.read_only,
             logical_block_bytes: self.logical_block_bytes,
+            // As many as a queue of the usual depth holds.
+            max_concurrency: 128,
             sparse_map: !self.block_device,
             discard: true,
             ..Capabilities::default()
@@ -262,6 +260,10 @@ fn data_and_holes(fd: RawFd, range: Range<u64>) -> io::Result<Vec<Extent>> {
             continue;
         }
         let hole = seek(fd, at, libc::SEEK_HOLE)?.map_or(range.end, |at| at.min(range.end));
+        if hole == at {
+            // It was punched since it was found to be data.
+            continue;
+        }
         extents.push(Extent {
             range: at..hole,
             data: true,

@@ -221,7 +221,7 @@ impl LocalIo {
             return Next::Issue;
         }
         match (&self.step, result) {
-            (&Step::Allocate(mode), r) if r == -libc::EOPNOTSUPP => self.allocate_otherwise(mode),
+            (Step::Allocate(_), r) if r == -libc::EOPNOTSUPP => self.allocate_otherwise(),
             (Step::Sync, r) if r < 0 => self.sync_failed(store, r),
             (_, r) if r < 0 => {
                 if self.request.fua && self.request.op == Op::Write && r == -libc::EIO {
@@ -237,6 +237,11 @@ impl LocalIo {
             (Step::Allocate(_), _) if self.request.fua => {
                 self.step = Step::Sync;
                 Next::Issue
+            }
+            // The kernel reports a failure once: another sync may have been told of bytes that this
+            // one was to cover.
+            (Step::Sync, _) if store.is_some_and(|store| store.flush_failed()) => {
+                Next::End(Err(Errno::EIO))
             }
             (Step::Allocate(_) | Step::Unmap(None) | Step::Sync, _) => Next::End(Ok(())),
         }
@@ -270,15 +275,11 @@ impl LocalIo {
     }
 
     /// The file system cannot do it that way.
-    fn allocate_otherwise(&mut self, mode: i32) -> Next {
+    fn allocate_otherwise(&mut self) -> Next {
         if self.request.op == Op::Discard {
             return Next::End(Err(Errno::EOPNOTSUPP));
         }
-        self.step = if mode == libc::FALLOC_FL_ZERO_RANGE {
-            Step::Allocate(libc::FALLOC_FL_PUNCH_HOLE)
-        } else {
-            Step::WriteZeros
-        };
+        self.step = Step::WriteZeros;
         Next::Issue
     }
 

@@ -1,6 +1,5 @@
 //! The FUSE mount and the threads that talk to the kernel.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -13,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use super::FS_NAME;
 use super::filesystem::OneFile;
 use super::mounts::mounted_at;
+use crate::device::choice;
 use crate::{Error, ErrorKind, Result};
 
 /// How long the kernel may need to let go of a file that has just been closed. After that somebody
@@ -140,7 +140,7 @@ impl Session {
     /// another mount namespace, and a detached one for as long as a file in it is open.
     fn end_threads(&mut self) {
         let ended = self.threads_end_within(CLOSE_WAIT)
-            || abort(self.connection) && self.threads_end_within(END_WAIT);
+            || (abort(self.connection) && self.threads_end_within(END_WAIT));
         if !ended {
             tracing::warn!(
                 "somebody has the file open and keeps it until they close it or this process ends"
@@ -184,33 +184,13 @@ fn to_errno(error: io::Error) -> Errno {
 
 /// Says what is missing before anything is tried.
 fn check_fuse() -> Result<()> {
-    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        let advice = match error.raw_os_error() {
-            Some(libc::EACCES) => "run as root, or allow it to everybody: `chmod 0666 /dev/fuse`",
-            Some(libc::EPERM) => "give the container the device: `--device /dev/fuse`",
-            _ => {
-                "install the package fuse3 and load the driver with `modprobe fuse`; \
-                 a container needs `--device /dev/fuse --cap-add SYS_ADMIN`"
-            }
-        };
-        return Err(Error::io(format!("cannot open /dev/fuse; {advice}"), error));
-    }
-    if !nix::unistd::geteuid().is_root() && !has_fusermount() {
-        return Err(Error::new(
+    match choice::fuse() {
+        Ok(_) => Ok(()),
+        Err(lack) => Err(Error::new(
             ErrorKind::Unsupported,
-            "without root, a FUSE file system is mounted by fusermount3, which is not here; \
-             install the package fuse3, or run as root",
-        ));
+            format!("this machine cannot make a FUSE device: {lack}"),
+        )),
     }
-    Ok(())
-}
-
-fn has_fusermount() -> bool {
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    std::env::var_os("FUSERMOUNT_PATH").is_some()
-        || std::env::split_paths(&search)
-            .chain(["/bin".into(), "/sbin".into()])
-            .any(|folder| folder.join("fusermount3").exists() || folder.join("fusermount").exists())
 }
 
 fn mount_failed(mount_point: &Path, error: io::Error) -> Error {

@@ -270,16 +270,17 @@ impl Control {
             ANY_DEVICE => format!("ublk {name} failed"),
             id => format!("ublk {name} of device {id} failed"),
         };
-        match self.wait(timeout).context_io(what)? {
+        // Until its end is known, the driver may write to the data.
+        self.abandoned = true;
+        let ended = self.wait(timeout).context_io(what)?;
+        self.abandoned = ended.is_none();
+        match ended {
             Some(result) if result >= 0 => Ok(()),
             Some(result) => Err(Error::io(what(), io::Error::from_raw_os_error(-result))),
-            None => {
-                self.abandoned = true;
-                Err(Error::new(
-                    ErrorKind::TimedOut,
-                    format!("{} to end within {} s", what(), timeout.as_secs()),
-                ))
-            }
+            None => Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("{} to end within {} s", what(), timeout.as_secs()),
+            )),
         }
     }
 

@@ -77,6 +77,15 @@ impl UblkQueue {
 
     /// Serves until the driver has taken every tag back, which it does when the device stops.
     pub(super) fn serve(mut self) -> io::Result<()> {
+        let result = self.take_turns();
+        if result.is_err() {
+            // The ring is broken: who else still uses the buffers cannot be told any more.
+            std::mem::forget(self);
+        }
+        result
+    }
+
+    fn take_turns(&mut self) -> io::Result<()> {
         while self.live > 0 {
             self.engine.wait(&mut self.ring)?;
             let batch = self.ring.completions();
