@@ -19,6 +19,7 @@ use blockferry::net::{
 use blockferry::volume::{BackendFuture, Extent, Priority};
 use blockferry::{AsyncBackend, Capabilities};
 use bytes::Bytes;
+use nix::time::ClockId;
 use tokio::sync::{Semaphore, oneshot};
 
 const REQUEST_BYTES: usize = 1 << 20;
@@ -91,7 +92,10 @@ async fn measure(
     let remote = Remote::connect(ticket, options).await?;
     let bare = bare.connect().await?;
     let mut out = io::stdout();
-    writeln!(out, "round  volume MB/s  bare stream MB/s  ratio")?;
+    writeln!(
+        out,
+        "round  volume MB/s  bare stream MB/s  ratio  CPU ms/GB: volume  bare stream"
+    )?;
     let mut ratios = Vec::new();
     for round in 1..=rounds {
         // Who goes first alternates.
@@ -102,11 +106,18 @@ async fn measure(
             let stream = timed(bare.fetch(len)).await?;
             (timed(read_volume(&remote, len)).await?, stream)
         };
-        let rate = |time: Duration| len as f64 / time.as_secs_f64() / 1e6;
-        let ratio = rate(volume) / rate(stream);
+        let rate = |cost: &Cost| len as f64 / cost.wall.as_secs_f64() / 1e6;
+        let cpu = |cost: &Cost| cost.cpu.as_secs_f64() * 1e12 / len as f64;
+        let ratio = rate(&volume) / rate(&stream);
         ratios.push(ratio);
-        let (volume, stream) = (rate(volume), rate(stream));
-        writeln!(out, "{round:5}  {volume:11.0}  {stream:16.0}  {ratio:5.2}")?;
+        writeln!(
+            out,
+            "{round:5}  {:11.0}  {:16.0}  {ratio:5.2}  {:17.0}  {:11.0}",
+            rate(&volume),
+            rate(&stream),
+            cpu(&volume),
+            cpu(&stream),
+        )?;
     }
     ratios.sort_by(f64::total_cmp);
     writeln!(out, "median ratio {:.2}", ratios[ratios.len() / 2])?;
@@ -115,10 +126,20 @@ async fn measure(
     Ok(())
 }
 
-async fn timed(work: impl Future<Output = Result<()>>) -> Result<Duration> {
-    let begun = Instant::now();
+/// What something took: time, and the work of all processors.
+struct Cost {
+    wall: Duration,
+    cpu: Duration,
+}
+
+async fn timed(work: impl Future<Output = Result<()>>) -> Result<Cost> {
+    let cpu = || ClockId::CLOCK_PROCESS_CPUTIME_ID.now().map(Duration::from);
+    let (begun, cpu_before) = (Instant::now(), cpu()?);
     work.await?;
-    Ok(begun.elapsed())
+    Ok(Cost {
+        wall: begun.elapsed(),
+        cpu: cpu()?.saturating_sub(cpu_before),
+    })
 }
 
 /// Reads all of it into buffers that are used again, as a device's are.

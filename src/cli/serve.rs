@@ -133,12 +133,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
 async fn serve(args: &Args) -> Result<()> {
     // Before anything is announced, so that no signal is lost.
     let signals = Signals::new()?;
-    let names = names(args)?;
     let resources: Vec<Resource> = args
         .resources
         .iter()
         .map(|resource| open(&resource.url, args.read_only))
         .collect::<Result<_>>()?;
+    let names = names(args)?;
     let volumes = names.iter().cloned().zip(&resources);
     let config = ServerConfig {
         listen: args.listen,

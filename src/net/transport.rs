@@ -5,11 +5,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{hmac, rand};
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig,
-    VarInt,
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 
 use crate::error::Context;
@@ -35,6 +35,9 @@ const LOOPBACK_PAYLOAD_BYTES_MAX: u16 = 65_000;
 
 /// The largest datagram that is tried elsewhere: what fits a jumbo frame.
 const PAYLOAD_BYTES_MAX: u16 = 8_952;
+
+/// How long connection ids are.
+const CONNECTION_ID_BYTES: usize = 8;
 
 /// What is asked of the kernel for each direction of a socket.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
@@ -97,6 +100,7 @@ pub(super) fn endpoint(
         let key = hmac::Key::new(hmac::HMAC_SHA256, reset_key);
         let mut config = EndpointConfig::new(Arc::new(key));
         config
+            .cid_generator(|| Box::new(RandomIds))
             .max_udp_payload_size(LOOPBACK_PAYLOAD_BYTES_MAX)
             .map_err(io::Error::other)?;
         Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
@@ -117,6 +121,27 @@ pub(super) fn endpoint(
         .because(error),
         _ => Error::io(format!("cannot listen on {address}"), error),
     })
+}
+
+/// Random connection ids. Those that quinn makes by default carry the process's own mark, and a
+/// packet for a process before this one would be dropped without the reset that tells its sender.
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; CONNECTION_ID_BYTES];
+        // An id that is taken already, be it all zeros, is drawn again by the caller.
+        let _ = rand::fill(&mut id);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Best effort: the system's limit counts where we are not root.
