@@ -179,27 +179,30 @@ async fn latency(remote: &Arc<Remote>, len: usize, out: &mut io::Stdout) -> Resu
             readers.spawn(async move {
                 let mut buf = vec![0; 4096];
                 let mut dice = seed * 2 + 1;
-                let mut done = 0u64;
+                let mut times_us = Vec::new();
                 while begun.elapsed() < TIME {
                     dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let block = (dice >> 33) % (len as u64 / 4096);
+                    let asked = Instant::now();
                     remote
                         .read_at(&mut buf, block * 4096, Priority::Demand)
                         .await?;
-                    done += 1;
+                    times_us.push(asked.elapsed().as_secs_f64() * 1e6);
                 }
-                io::Result::Ok(done)
+                io::Result::Ok(times_us)
             });
         }
-        let mut done = 0;
+        let mut times_us = Vec::new();
         while let Some(reader) = readers.join_next().await {
-            done += reader??;
+            times_us.extend(reader??);
         }
-        let each_us = begun.elapsed().as_secs_f64() * 1e6 * depth as f64 / done as f64;
-        let iops = done as f64 / begun.elapsed().as_secs_f64();
+        let iops = times_us.len() as f64 / begun.elapsed().as_secs_f64();
+        times_us.sort_by(f64::total_cmp);
+        let percentile = |part: f64| times_us[((times_us.len() - 1) as f64 * part) as usize];
+        let (half_us, most_us) = (percentile(0.5), percentile(0.99));
         writeln!(
             out,
-            "4 KiB random reads, {depth:2} at a time: {iops:7.0}/s, {each_us:6.1} us each"
+            "4 KiB random reads, {depth:2} at a time: {iops:7.0}/s, p50 {half_us:6.1} us, p99 {most_us:6.1} us"
         )?;
     }
     Ok(())

@@ -75,20 +75,24 @@ def measure_on(kind, plan):
     return result
 
 
-def measure_group(group, points, count, plan):
+def measure_group(group, points, round_count, plan):
     """Starts the group, measures it in rounds, counts what its user processes do, stops it."""
+    print("starting " + ", ".join(server.label for server in group), file=sys.stderr, flush=True)
     paths, missing = servers.start_all(group)
     for label, why in missing.items():
         print(f"{label} is missing: {why}", file=sys.stderr, flush=True)
     running = [server for server in group if server.label in paths]
     result = {"missing": missing}
-    result["figures"] = rounds.measure(paths, points, count, plan["runtime_s"])
-    result["counts"] = {
-        server.label: {key: counts.count(server, paths[server.label], fio.POINTS[key]) for key in plan["count_points"]}
-        for server in running if server.pids()
-    }
+    result["figures"] = rounds.measure(paths, points, round_count, plan["runtime_s"])
+    result["counts"] = {server.label: count(server, paths[server.label], plan) for server in running if server.pids()}
     servers.stop_all(running)
     return result
+
+
+def count(server, path, plan):
+    """What one server does for each request."""
+    print(f"  counting {server.label}", file=sys.stderr, flush=True)
+    return {key: counts.count(server, path, fio.POINTS[key]) for key in plan["count_points"]}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Interleaved rounds (A B C, then B C A, …) and what is read off them."""
 
+import sys
 from statistics import median
 
 from kit import fio
@@ -10,6 +11,7 @@ def measure(paths, points, rounds, runtime_s=1.0):
     labels = list(paths)
     figures = {key: {label: [] for label in labels} for key in points}
     for number in range(rounds):
+        print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         turn = number % max(len(labels), 1)
         order = {label: paths[label] for label in labels[turn:] + labels[:turn]}
         for key in points:
