@@ -10,6 +10,7 @@ mod mount;
 mod output;
 mod serve;
 mod serving;
+mod signals;
 mod status;
 mod stop;
 mod ticket;

@@ -16,7 +16,8 @@ use tokio::sync::Mutex;
 
 use super::detach;
 use super::output;
-use super::serving::{self, Serving, Signals};
+use super::serving::{self, Serving};
+use super::signals::Signals;
 use super::ticket_argument::{self, Named};
 
 /// Makes a resource a block device on this host and prints the device's path

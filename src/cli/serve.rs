@@ -10,10 +10,10 @@ use blockferry::backend::{self, OpenOptions, Resource};
 use blockferry::net::{ServedVolume, Server, ServerConfig, TlsFiles, write_private};
 use blockferry::wire::{HostPort, VolumeName};
 use blockferry::{Context, Error, ErrorKind, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::output;
+use super::signals::Signals;
 
 /// Serves files, block devices or memory to other hosts
 ///
@@ -132,7 +132,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 async fn serve(args: &Args) -> Result<()> {
     // Before anything is announced, so that no signal is lost.
-    let signals = Signals::new()?;
+    let signals = Signals::catch()?;
     let resources: Vec<Resource> = args
         .resources
         .iter()
@@ -149,7 +149,7 @@ async fn serve(args: &Args) -> Result<()> {
     };
     let server = Server::bind(config, volumes.map(served).collect())?;
     announce(args, &server, &names)?;
-    server.run(signals.first()).await;
+    server.run(first_of(signals)).await;
     Ok(())
 }
 
@@ -219,38 +219,15 @@ fn announce(args: &Args, server: &Server, names: &[VolumeName]) -> Result<()> {
     output::line(tickets)
 }
 
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context_io(|| "cannot listen for signals");
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-
-    /// Waits for the first signal; from then on the next one ends the process.
-    async fn first(mut self) {
-        self.next().await;
-        info!("asked to stop; a second signal ends it at once");
-        tokio::spawn(async move {
-            self.next().await;
-            warn!("ended by a second signal");
-            std::process::exit(1);
-        });
-    }
+/// Waits for the first signal; from then on the next one ends the process.
+async fn first_of(mut signals: Signals) {
+    signals.next().await;
+    info!("asked to stop; a second signal ends it at once");
+    tokio::spawn(async move {
+        signals.next().await;
+        warn!("ended by a second signal");
+        std::process::exit(1);
+    });
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use blockferry::device::{Device, DeviceOptions};
 use blockferry::mount::direct::{DirectMount, Fetcher};
 use blockferry::net::Remote;
 use blockferry::ops::{Claim, Command, Control, Order, Status, holders, in_use};
-use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use blockferry::{AsyncBackend, Error, ErrorKind, Result};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+
+use super::signals::Signals;
 
 /// How long a device may take to disappear after it was told to.
 const REMOVE_WARNING: Duration = Duration::from_secs(10);
@@ -184,30 +185,5 @@ async fn answer(asked: Vec<Order>, result: &Result<()>) {
             Err(error) => Err(Error::new(error.kind(), error.chain())),
         };
         order.answer(copy).await;
-    }
-}
-
-/// The signals that tell a process to end.
-pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    /// Catches them from here on. Has to be called in a runtime.
-    pub(super) fn catch() -> Result<Self> {
-        let of = |kind| signal(kind).context_io(|| "cannot catch signals");
-        Ok(Self {
-            interrupt: of(SignalKind::interrupt())?,
-            terminate: of(SignalKind::terminate())?,
-        })
-    }
-
-    /// Waits for one of them. May be cancelled.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

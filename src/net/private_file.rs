@@ -15,8 +15,16 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Writes `bytes` to `path` with mode 0600: durably, and whole or not at all.
 ///
 /// # Errors
-/// Whatever the operating system reports; `path` is then as it was.
+/// `InvalidInput` where there is something that is no regular file; else what the operating system
+/// reports. `path` is then as it was.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    // The rename would put a file in the place of a device or a link.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("{} is no regular file; name another one", path.display()),
+        ));
+    }
     let temporary = write_temporary(path, bytes)?;
     let renamed =
         fs::rename(&temporary.0, path).context_io(|| format!("cannot write {}", path.display()));

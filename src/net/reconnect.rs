@@ -28,6 +28,12 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
     let dialer = Dialer::new(target, options.tls.as_ref())?;
     let client_id = random()?;
     let client_name = options.client_name.clone().unwrap_or_else(host_name);
+    if client_name.len() > CLIENT_NAME_BYTES_MAX {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("the client's name is longer than {CLIENT_NAME_BYTES_MAX} bytes"),
+        ));
+    }
     let mut number = 0;
     let deadline = tokio::time::Instant::now() + options.connect_timeout;
     let mut backoff = BACKOFF_MIN;
