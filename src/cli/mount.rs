@@ -132,7 +132,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         .build()
         .context_io(|| "cannot start the runtime")?;
     let choice = device::choose(args.device.0)?;
-    tracing::info!("{choice}");
+    // That a better device is not to be had is worth a line unasked.
+    match choice.rejected.is_empty() {
+        true => tracing::info!("{choice}"),
+        false => tracing::warn!("{choice}"),
+    }
     let named = ticket_argument::resolve(args.resource.as_deref())?;
     let claim = Claim::take(args.name.as_ref(), &named.to_string())?;
     let signals = {
