@@ -413,3 +413,25 @@ fn what_lies_past_the_end_or_is_read_only_is_refused() {
         assert_eq!(outcome, Err(Errno::EPERM), "{op:?}");
     }
 }
+
+/// A link that is slow but works fails nothing: requests behind others wait as long as those are
+/// being answered.
+#[test]
+fn a_request_behind_others_that_are_being_answered_outlives_its_deadline() {
+    in_runtime(|| {
+        let faulty = Faulty::new(MemoryMap::new(1 << 20).expect("memory"));
+        let slow = std::time::Duration::from_millis(200);
+        faulty.plan(Rule::always(Op::Write, Fault::Delay(slow)));
+        let resource = Resource::custom("test", Arc::new(faulty), OpenOptions::default());
+        // Writes to one place go one after the other, so the last one takes four times 200 ms.
+        let timeout = Some(slow * 2);
+        let mount = direct::mount(&resource.expect("a size"), DEPTH.into(), timeout);
+        let mut rig = Rig::new(mount.volume.clone());
+        for tag in 0..4 {
+            let write = Request::new(Op::Write, ByteOffset(0), 4096);
+            assert_eq!(rig.start(Tag(tag), write), None);
+        }
+        let ended = rig.finish();
+        assert!(ended.values().all(|outcome| outcome.is_ok()), "{ended:?}");
+    });
+}

@@ -70,7 +70,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "BYTES")]
     block_size: Option<u32>,
 
-    /// After how many seconds a request to a remote resource fails; 0 to wait for ever
+    /// After how many seconds without any answer a request to a remote resource fails; 0 to wait for
+    /// ever
+    ///
+    /// While other requests are being answered, a request has ten times as long: a slow link is no
+    /// failure.
     #[arg(long, value_name = "SECONDS", default_value_t = direct::IO_TIMEOUT_DEFAULT.as_secs())]
     io_timeout: u64,
 

@@ -3,13 +3,14 @@
 //! A memory or file resource needs nothing here, its requests never leave their queue's thread. For
 //! any other the [`Fetcher`] takes them from the queues, gives each a deadline, and answers.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{Kind, Resource};
 use crate::volume::misses::MISSES_MAX;
@@ -20,6 +21,9 @@ use crate::volume::{
 
 /// How long a request may take unless another time is asked for.
 pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// How many times its time a request may take while others are being answered.
+const STRETCH_MAX: u32 = 10;
 
 /// A direct mount's volume, and what serves its requests.
 #[derive(Debug)]
@@ -33,8 +37,9 @@ pub struct DirectMount {
 /// Makes a volume of a resource, for a device that holds at most `requests_max` requests at once.
 /// Must be called in a tokio runtime, which then serves the requests.
 ///
-/// `io_timeout`: after that long a request fails with an I/O error; `None` waits for ever. Local
-/// resources have the kernel's own limits.
+/// `io_timeout`: after that long without an answer, to it or to any other, a request fails with an
+/// I/O error, and after ten times as long in any case: a link that is slow but works is no failure.
+/// `None` waits for ever. Local resources have the kernel's own limits.
 pub fn mount(
     resource: &Resource,
     requests_max: usize,
@@ -85,6 +90,7 @@ impl Fetcher {
             )),
             backend,
             io_timeout,
+            last_answer: Mutex::new(Instant::now()),
             timeouts: timeouts.clone(),
         };
         Self {
@@ -111,6 +117,8 @@ struct Service {
     backend: Arc<dyn AsyncBackend>,
     concurrency: Arc<Semaphore>,
     io_timeout: Option<Duration>,
+    /// When a request last succeeded.
+    last_answer: Mutex<Instant>,
     timeouts: Arc<AtomicU64>,
 }
 
@@ -134,12 +142,40 @@ impl Service {
         } = miss;
         let outcome = match self.io_timeout {
             None => self.run(&request, &mut memory).await,
-            Some(limit) => match timeout(limit, self.run(&request, &mut memory)).await {
-                Ok(outcome) => outcome,
-                Err(_) => self.timed_out(&request),
-            },
+            Some(limit) => self.run_within(limit, &request, &mut memory).await,
         };
         answer.send(memory, outcome);
+    }
+
+    /// Runs the request, but no longer than `limit` after the last answer to any.
+    async fn run_within(
+        &self,
+        limit: Duration,
+        request: &Request,
+        memory: &mut RequestMemory,
+    ) -> Outcome {
+        let started = Instant::now();
+        let mut deadline = started + limit;
+        let mut running = pin!(self.run(request, memory));
+        loop {
+            if let Ok(outcome) = timeout_at(deadline, &mut running).await {
+                if outcome.is_ok() {
+                    *self.lock_last_answer() = Instant::now();
+                }
+                return outcome;
+            }
+            let later = (*self.lock_last_answer() + limit).min(started + limit * STRETCH_MAX);
+            if later <= deadline {
+                return self.timed_out(request);
+            }
+            deadline = later;
+        }
+    }
+
+    fn lock_last_answer(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.last_answer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run(&self, request: &Request, memory: &mut RequestMemory) -> Outcome {
