@@ -3,7 +3,7 @@
 //!
 //! One read: the kernel hands it to one of the threads of `session`, which calls
 //! `filesystem::OneFile`. A volume in memory is answered there and then (`requests`). For any other
-//! the request goes into a [`slot`] of a [`queue`], whose thread runs it on its own ring or sends
+//! the request goes into a `slot` of a `queue`, whose thread runs it on its own ring or sends
 //! it to the asynchronous side, and answers the kernel from the slot's buffer.
 
 mod device;
