@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from kit import servers, vm
+from kit.fio import WORKING_SET_MIB
 from kit.servers import Blockferry, Rublk
 
 FILES = {"rublk loop": "/dev/shm/rublk.img", "blockferry file:": "/dev/shm/ours.img"}
@@ -18,7 +19,8 @@ def main():
         servers.fill(file)
     group = [Rublk("rublk null", "null"), Rublk("rublk loop", "loop", "-f", FILES["rublk loop"])]
     if os.environ.get("BLOCKFERRY"):
-        group += [Blockferry("blockferry mem:", "mem:256MiB"), Blockferry("blockferry file:", f"file:{FILES['blockferry file:']}")]
+        urls = {"blockferry mem:": f"mem:{WORKING_SET_MIB}MiB", "blockferry file:": f"file:{FILES['blockferry file:']}"}
+        group += [Blockferry(label, url, "--device", "ublk") for label, url in urls.items()]
     times, missing = {}, {}
     for number in range(plan["rounds"]):
         turn = number % len(group)

@@ -58,7 +58,7 @@ def on_files(folder, kind):
 
 def ours(*devices):
     """Our devices, where our program is there."""
-    return [Blockferry(label, url) for label, url in devices] if os.environ.get("BLOCKFERRY") else []
+    return [Blockferry(label, url, "--device", "ublk") for label, url in devices] if os.environ.get("BLOCKFERRY") else []
 
 
 def measure_on(kind, plan):

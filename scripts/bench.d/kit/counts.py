@@ -9,7 +9,7 @@ from pathlib import Path
 from kit import fio
 
 TICKS_PER_S = 100
-RUN_S = 1.0
+RUN_S = 0.6
 EVENTS = Path("/sys/kernel/tracing/events")
 SYSTEM_CALLS, HAND_OVERS = "raw_syscalls/sys_enter", "io_uring/io_uring_queue_async_work"
 

@@ -5,7 +5,7 @@ from html import escape
 
 FONT = "font-family='DejaVu Sans, Verdana, Helvetica, sans-serif'"
 COLOURS = {"ours": "#c2571a", "peer": "#4878a8", "kernel": "#9aa3ab"}
-INK, FAINT = "#22272b", "#d8dde1"
+INK, FAINT, MARK = "#22272b", "#d8dde1", "#1b7837"
 PANEL_WIDTH, LABEL_WIDTH, VALUE_WIDTH = 560, 190, 66
 BAR, GAP, HEAD, FOOT, MARGIN = 15, 6, 34, 26, 20
 TITLE_HEIGHT, LEGEND_HEIGHT = 58, 26
@@ -85,23 +85,24 @@ def _bar(bar, axis, y, scale):
     end = max(high, axis + bar.value * scale)
     if bar.wanted:
         x = axis + bar.wanted * scale
-        yield _line(x, y - 3, x, y + BAR + 3, "#1b7837", width=2.5)
+        yield _line(x, y - 3, x, y + BAR + 3, MARK, width=2.5)
         end = max(end, x)
     yield _text(end + 5, middle + 4, _short(bar.value), size=11, weight=bold)
 
 
 def _legend(panels, left, top):
-    words = [("ours", "blockferry"), ("peer", "other servers"), ("kernel", "kernel alone")]
-    for number, (kind, word) in enumerate(words):
-        x = left + number * 130
-        yield f"<rect x='{x}' y='{top}' width='12' height='12' fill='{COLOURS[kind]}'/>"
-        yield _text(x + 18, top + 10, word, size=11)
-    x = left + len(words) * 130
+    bars = [bar for panel in panels for bar in panel.bars]
+    x = left
+    for kind, word in (("ours", "blockferry"), ("peer", "other servers"), ("kernel", "kernel alone")):
+        if any(bar.kind == kind for bar in bars):
+            yield f"<rect x='{x}' y='{top}' width='12' height='12' fill='{COLOURS[kind]}'/>"
+            yield _text(x + 18, top + 10, word, size=11)
+            x += 120
     yield _line(x, top + 6, x + 18, top + 6, INK)
-    yield _text(x + 24, top + 10, "lowest to highest round", size=11)
-    if any(bar.wanted for panel in panels for bar in panel.bars):
-        yield _line(x + 190, top - 2, x + 190, top + 14, "#1b7837", width=2.5)
-        yield _text(x + 200, top + 10, "the mark set for blockferry", size=11)
+    yield _text(x + 24, top + 10, "all rounds", size=11)
+    if any(bar.wanted for bar in bars):
+        yield _line(x + 105, top - 2, x + 105, top + 14, MARK, width=2.5)
+        yield _text(x + 113, top + 10, "wanted of blockferry", size=11)
 
 
 def _ticks(highest):

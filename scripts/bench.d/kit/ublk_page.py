@@ -87,8 +87,8 @@ def counts(report, groups):
         for label, points in group["counts"].items():
             for key, count in points.items():
                 by = count["by"]
-                rows.append([label, short(key), f"{count['calls']:.2f}", f"{count['sleeps']:.2f}", count["workers"],
-                             f"{count['worker_wakes']:.2f}", f"{count['worker_cpu_s']:.2f} s"])
+                rows.append([label, short(key), f"{count['calls']:.2f}", f"{count['sleeps']:.2f}",
+                             f"{count.get('hand_overs', count['worker_wakes']):.2f}", f"{count['worker_cpu_s']:.2f} s"])
     report.heading("System calls and workers")
     report.text(COUNTED.format(calls=CALLS[by], hand_overs=HAND_OVERS[by], seconds=RUN_S))
     report.table(["a request", "load", "system calls", "sleeps", "to workers", "worker CPU"], rows)
