@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -54,9 +55,9 @@ fn arguments() -> impl Iterator<Item = OsString> {
         })
 }
 
-/// For the process in the background, once its path is printed: leaves the terminal, and logs to a
-/// file in its run-time directory.
-pub(super) fn settle(directory: &Path) -> Result<()> {
+/// For the process in the background, once its device is ready: leaves the terminal, logs to a file
+/// in its run-time directory, and tells the waiting process the path. Fails if that one is gone.
+pub(super) fn settle(directory: &Path, device: &Path) -> Result<()> {
     let path = directory.join(LOG);
     let context = || format!("cannot log to {}", path.display());
     let log = File::create(&path).context_io(context)?;
@@ -65,10 +66,16 @@ pub(super) fn settle(directory: &Path) -> Result<()> {
         .write(true)
         .open("/dev/null")
         .context_io(|| "cannot open /dev/null")?;
+    let mut waiting = std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from)
+        .context_io(context)?;
     nix::unistd::dup2_stdin(&nothing).context_io(context)?;
     nix::unistd::dup2_stdout(&nothing).context_io(context)?;
     nix::unistd::dup2_stderr(&log).context_io(context)?;
     // It fails only for the leader of a group, which a terminal does not end either.
     let _ = nix::unistd::setsid();
-    Ok(())
+    writeln!(waiting, "{}", device.display())
+        .context_io(|| "nobody waits for the device any more, so it is removed")
 }

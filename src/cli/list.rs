@@ -74,7 +74,9 @@ pub(super) fn mode(running: &ops::Running) -> String {
 
 pub(super) fn state(entry: &Entry) -> &'static str {
     let away = |status: &ops::Status| status.away_since.is_some();
+    let lost = |status: &ops::Status| status.lost;
     match entry.state {
+        Life::Alive if entry.status.as_ref().is_some_and(lost) => "lost",
         Life::Alive if entry.status.as_ref().is_some_and(away) => "away",
         Life::Alive if entry.status.is_none() => "silent",
         Life::Alive => "alive",

@@ -47,8 +47,8 @@ impl Options {
         match self.verbose {
             _ if self.quiet => "error",
             // The FUSE library warns of unmounts that we have done ourselves.
-            0 => "warn,fuser=error",
-            1 => "warn,fuser=error,blockferry=info",
+            0 => "warn,fuser=off",
+            1 => "warn,fuser=off,blockferry=info",
             2 => "info,blockferry=debug",
             _ => "trace",
         }

@@ -79,7 +79,7 @@ pub(super) struct Args {
     io_timeout: u64,
 
     /// Take a remote volume over from the one who writes it; that one is shut out for good
-    #[arg(long)]
+    #[arg(long, conflicts_with = "read_only")]
     takeover: bool,
 
     /// Return as soon as the device is ready, and go on in the background
@@ -147,7 +147,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let _guard = runtime.enter();
         Signals::catch()?
     };
-    let opened = args.open(&runtime, choice.kind, named)?;
+    let mut signals = signals;
+    let opened = args.open(&runtime, choice.kind, named, &mut signals)?;
     let result = args.serve(&runtime, choice.kind, &opened, claim, signals);
     match &opened.remote {
         Some(remote) => result.and(
@@ -160,7 +161,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 impl Args {
-    fn open(&self, runtime: &Runtime, kind: DeviceKind, named: Named) -> Result<Opened> {
+    fn open(
+        &self,
+        runtime: &Runtime,
+        kind: DeviceKind,
+        named: Named,
+        signals: &mut Signals,
+    ) -> Result<Opened> {
         let options = OpenOptions {
             read_only: self.read_only,
             block_bytes: self.block_size,
@@ -177,7 +184,15 @@ impl Args {
             }
         };
         let name = ticket.url();
-        let remote = runtime.block_on(Remote::connect(ticket, self.remote_options()))?;
+        let remote = runtime.block_on(async {
+            tokio::select! {
+                remote = Remote::connect(ticket, self.remote_options()) => remote,
+                () = signals.next() => Err(Error::new(
+                    ErrorKind::TimedOut,
+                    "told to end before the server had answered",
+                )),
+            }
+        })?;
         let options = OpenOptions {
             read_only: remote.is_read_only(),
             ..options
@@ -233,9 +248,9 @@ impl Args {
         })?;
         let status = serving::status_of(&mount, &options, opened.remote.clone());
         let orders = control::serve(claim.directory(), status)?;
-        output::line(device.path().display())?;
-        if self.detached {
-            detach::settle(claim.directory())?;
+        match self.detached {
+            true => detach::settle(claim.directory(), device.path())?,
+            false => output::line(device.path().display())?,
         }
         let serving = Serving {
             claim,

@@ -18,7 +18,7 @@ use super::signals::Signals;
 /// How long a device may take to disappear after it was told to.
 const REMOVE_WARNING: Duration = Duration::from_secs(10);
 
-/// How long a forced stop lets the flush wait for the other end.
+/// How long a forced stop lets the flush wait for an answer of the other end.
 const FORCED_FLUSH_WAIT: Duration = Duration::from_secs(5);
 
 /// A device that a thread of its own may be at work on.
@@ -54,6 +54,7 @@ pub(super) fn status_of(
                 .and_then(|remote| remote.away_since())
                 .and_then(|since| since.duration_since(UNIX_EPOCH).ok())
                 .map(|since| since.as_secs()),
+            lost: lost.is_some(),
             last_error: lost.or_else(|| {
                 (timed_out > 0).then(|| format!("{timed_out} requests were not answered in time"))
             }),
@@ -98,10 +99,7 @@ impl Serving {
     /// flush fails. Orders that come meanwhile are added to `asked`.
     async fn stop(&mut self, asked: &mut Vec<Order>, force: bool) -> Result<Result<()>> {
         if !force {
-            let holders = holders(&self.path)?;
-            if !holders.is_empty() {
-                return Err(in_use(&self.path, &holders));
-            }
+            self.refuse_in_use()?;
         }
         let (flushed, forced) = self.flush(asked, force).await;
         if let (Err(error), false) = (&flushed, forced) {
@@ -113,8 +111,23 @@ impl Serving {
                 ),
             ));
         }
+        if !forced {
+            // Somebody may have opened it while the flush took its time.
+            self.refuse_in_use()?;
+        }
         self.remove().await?;
-        Ok(flushed)
+        Ok(flushed.map_err(|error| {
+            let lost = "the device is removed, but what was not flushed is lost";
+            Error::new(error.kind(), format!("{lost}: {}", error.chain()))
+        }))
+    }
+
+    fn refuse_in_use(&self) -> Result<()> {
+        let holders = holders(&self.path)?;
+        match holders.is_empty() {
+            true => Ok(()),
+            false => Err(in_use(&self.path, &holders)),
+        }
     }
 
     /// Flushes. Being told to end once more gives up the requests that wait for the other end; the
@@ -139,7 +152,11 @@ impl Serving {
                     asked.push(order);
                     if !force { continue; }
                 }
-                () = patience, if force => {}
+                () = patience, if force => {
+                    // Slow is not silent: what is being answered goes on.
+                    let quiet = |it: &Fetcher| it.silent_for() >= FORCED_FLUSH_WAIT;
+                    if !mount.fetcher.as_ref().is_some_and(quiet) { continue; }
+                }
             }
             tracing::error!("told to end at once: what waits for the other end fails");
             mount.fetcher.take();

@@ -1,12 +1,13 @@
-//! The signals that tell a process to end: SIGINT and SIGTERM.
+//! The signals that tell a process to end: SIGINT, SIGTERM, and SIGHUP when its terminal goes.
 
 use blockferry::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Both signals, caught.
+/// These signals, caught.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -16,6 +17,7 @@ impl Signals {
         Ok(Self {
             interrupt: of(SignalKind::interrupt())?,
             terminate: of(SignalKind::terminate())?,
+            hang_up: of(SignalKind::hangup())?,
         })
     }
 
@@ -24,6 +26,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }

@@ -70,11 +70,10 @@ pub fn mount(
 
 /// The tasks that serve a volume's requests on its backend. Dropping it ends them; requests that
 /// were under way fail.
-#[derive(Debug)]
 pub struct Fetcher {
     task: JoinHandle<()>,
     misses: Arc<MissQueue>,
-    timeouts: Arc<AtomicU64>,
+    service: Arc<Service>,
 }
 
 impl Fetcher {
@@ -83,26 +82,37 @@ impl Fetcher {
         backend: Arc<dyn AsyncBackend>,
         io_timeout: Option<Duration>,
     ) -> Self {
-        let timeouts = Arc::new(AtomicU64::new(0));
-        let service = Service {
+        let service = Arc::new(Service {
             concurrency: Arc::new(Semaphore::new(
                 backend.capabilities().max_concurrency.max(1) as usize,
             )),
             backend,
             io_timeout,
             last_answer: Mutex::new(Instant::now()),
-            timeouts: timeouts.clone(),
-        };
+            timeouts: Arc::default(),
+            failures: AtomicU64::new(0),
+        });
         Self {
-            task: tokio::spawn(fetch(misses.clone(), Arc::new(service))),
+            task: tokio::spawn(fetch(misses.clone(), service.clone())),
             misses,
-            timeouts,
+            service,
         }
+    }
+
+    /// How long ago the last request was answered.
+    pub fn silent_for(&self) -> Duration {
+        self.service.lock_last_answer().elapsed()
     }
 
     /// How many requests failed because their time was over: a counter that outlives this.
     pub fn timeouts(&self) -> Arc<AtomicU64> {
-        self.timeouts.clone()
+        self.service.timeouts.clone()
+    }
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetcher").finish_non_exhaustive()
     }
 }
 
@@ -117,9 +127,11 @@ struct Service {
     backend: Arc<dyn AsyncBackend>,
     concurrency: Arc<Semaphore>,
     io_timeout: Option<Duration>,
-    /// When a request last succeeded.
+    /// When a request was last answered.
     last_answer: Mutex<Instant>,
     timeouts: Arc<AtomicU64>,
+    /// Requests that the backend failed.
+    failures: AtomicU64,
 }
 
 /// Takes requests as they come and serves each in a task of its own. The device's tags bound how
@@ -159,9 +171,7 @@ impl Service {
         let mut running = pin!(self.run(request, memory));
         loop {
             if let Ok(outcome) = timeout_at(deadline, &mut running).await {
-                if outcome.is_ok() {
-                    *self.lock_last_answer() = Instant::now();
-                }
+                *self.lock_last_answer() = Instant::now();
                 return outcome;
             }
             let later = (*self.lock_last_answer() + limit).min(started + limit * STRETCH_MAX);
@@ -210,7 +220,11 @@ impl Service {
             }
         };
         result.map_err(|error| {
-            tracing::warn!(op = ?request.op, offset, len, %error, "request failed");
+            // The counters have all of them; the log has the first of each power of two.
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if failures.is_power_of_two() {
+                tracing::warn!(op = ?request.op, offset, len, %error, failures, "request failed");
+            }
             Errno::from(error)
         })
     }

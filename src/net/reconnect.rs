@@ -90,9 +90,10 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
 fn out_of_time(dialer: &Dialer, options: &RemoteOptions, last: Option<Error>) -> Error {
     let seconds = options.connect_timeout.as_secs_f32();
     match last {
-        Some(error) => {
-            Error::new(error.kind(), format!("{error} (tried for {seconds} s)")).because(error)
-        }
+        Some(error) => Error::new(
+            error.kind(),
+            format!("{} (tried for {seconds} s)", error.chain()),
+        ),
         None => Error::new(
             ErrorKind::Unreachable,
             format!(

@@ -22,18 +22,20 @@ pub(super) fn status(directory: &Path, patience: Duration) -> Result<Status> {
 }
 
 /// What came of an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Outcome {
     /// It was carried out.
     Done,
+    /// The process says that it was not, or not without loss.
+    Failed(Error),
     /// The device ended, or is ending, for another reason.
     Ended,
 }
 
-/// Has a command carried out; comes back when it was, or with the reason why it was not.
+/// Has a command carried out, and says what came of it. An error: the process could not be asked.
 pub(super) fn order(directory: &Path, command: Command, patience: Duration) -> Result<Outcome> {
     match ask(directory, &Request::Order(command), patience)? {
-        Reply::Failed { busy, message } => Err(failed(busy, message)),
+        Reply::Failed { busy, message } => Ok(Outcome::Failed(failed(busy, message))),
         Reply::Ended => Ok(Outcome::Ended),
         Reply::Done | Reply::Status(_) => Ok(Outcome::Done),
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::claim::Claim;
+use super::client::Outcome;
 use super::control::Command;
 use super::name::Name;
 use super::state::{Running, Status};
@@ -95,10 +96,8 @@ pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
     if is_held {
         let directory = root.join(name.as_str());
         match client::order(&directory, Command::Stop { force }, patience) {
-            Ok(outcome) => {
-                tracing::debug!(?outcome, "asked to stop");
-                wait_until_gone(&root, name, deadline)?;
-            }
+            Ok(Outcome::Failed(error)) => return Err(cannot_stop(name, error)),
+            Ok(Outcome::Done | Outcome::Ended) => wait_until_gone(&root, name, deadline)?,
             // It may have gone, or died, before it could be asked.
             Err(error) if is_alive(&root, name) => return Err(cannot_stop(name, error)),
             Err(error) => tracing::debug!(error = error.chain(), "ended meanwhile"),

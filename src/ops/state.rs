@@ -94,6 +94,8 @@ pub struct Status {
     pub depth: u16,
     /// Since when the other end of the resource cannot be reached, in seconds since 1970.
     pub away_since: Option<u64>,
+    /// Whether the resource will not come back: every request fails.
+    pub lost: bool,
     /// The last failure, for people.
     pub last_error: Option<String>,
 }

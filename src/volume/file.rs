@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
@@ -35,6 +36,7 @@ pub struct FileStore {
     logical_block_bytes: u32,
     read_only: bool,
     flush_failed: AtomicBool,
+    syncing: Mutex<()>,
 }
 
 impl FileStore {
@@ -96,6 +98,7 @@ impl FileStore {
             logical_block_bytes,
             read_only: options.read_only,
             flush_failed: AtomicBool::new(false),
+            syncing: Mutex::new(()),
         })
     }
 
@@ -141,7 +144,9 @@ impl FileStore {
         self.file.as_raw_fd()
     }
 
+    /// One at a time: the kernel reports a failure to one of those who wait for it.
     fn sync(&self) -> io::Result<()> {
+        let _turn = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.flush_failed() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }

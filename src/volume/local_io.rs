@@ -223,16 +223,10 @@ impl LocalIo {
         match (&self.step, result) {
             (Step::Allocate(_), r) if r == -libc::EOPNOTSUPP => self.allocate_otherwise(),
             (Step::Sync, r) if r < 0 => self.sync_failed(store, r),
-            (_, r) if r < 0 => {
-                if self.request.fua && self.request.op == Op::Write && r == -libc::EIO {
-                    return self.sync_failed(store, r);
-                }
-                Next::End(Err(Errno::from_raw(-r)))
-            }
+            (_, r) if r < 0 => Next::End(Err(Errno::from_raw(-r))),
             (Step::Transfer, 0) if self.request.op == Op::Read => self.fill_tail(),
             (Step::Transfer | Step::FillTail | Step::WriteZeros, 0) => Next::End(Err(Errno::EIO)),
-            (Step::Transfer | Step::FillTail, count) => self.moved(count as u64, Op::Write),
-            (Step::WriteZeros, count) => self.moved(count as u64, Op::WriteZeroes),
+            (Step::Transfer | Step::FillTail | Step::WriteZeros, count) => self.moved(count as u64),
             (Step::Unmap(Some(_)), _) => Next::Issue,
             (Step::Allocate(_), _) if self.request.fua => {
                 self.step = Step::Sync;
@@ -247,12 +241,14 @@ impl LocalIo {
         }
     }
 
-    fn moved(&mut self, count: u64, zeros: Op) -> Next {
+    fn moved(&mut self, count: u64) -> Next {
         self.done_bytes += count;
         if self.left_bytes() > 0 {
             return Next::Issue;
         }
-        if zeros == Op::WriteZeroes && self.request.fua {
+        if self.request.fua && self.request.writes() {
+            // Not by a flag on the write: its failure could not be told from one of the sync, which
+            // the kernel reports once and for all bytes.
             self.step = Step::Sync;
             return Next::Issue;
         }
@@ -294,7 +290,6 @@ impl LocalIo {
         let fd = types::Fd(fd);
         let len = self.left_bytes() as u32;
         let done = self.done_bytes as usize;
-        let sync = if self.request.fua { libc::RWF_DSYNC } else { 0 };
         match (self.request.op, &self.buffer) {
             (Op::Read, RequestBuffer::Memory(memory)) => {
                 opcode::Read::new(fd, memory.address().wrapping_add(done), len)
@@ -310,13 +305,11 @@ impl LocalIo {
             (_, RequestBuffer::Memory(memory)) => {
                 opcode::Write::new(fd, memory.address().wrapping_add(done), len)
                     .offset(self.position())
-                    .rw_flags(sync)
                     .build()
             }
             (_, RequestBuffer::Registered(index)) => {
                 opcode::WriteFixed::new(fd, std::ptr::without_provenance(done), len, *index)
                     .offset(self.position())
-                    .rw_flags(sync)
                     .build()
             }
         }

@@ -6,9 +6,9 @@
 //! to ring the bell, the others stay silent.
 
 #[cfg(blockferry_loom)]
-use loom::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 #[cfg(not(blockferry_loom))]
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use super::request::{Errno, Outcome, Tag};
 
@@ -87,9 +87,11 @@ impl Mailbox {
 
 /// The agreement between a reader that sleeps and writers that would wake it.
 ///
-/// The reader announces its sleep and then looks once more; a writer posts and then looks for the
-/// announcement. With a full fence between the two steps on both sides, at least one of them sees
-/// the other, and of all writers exactly one is told to wake.
+/// The reader announces its sleep and then looks once more; a writer posts and then takes the
+/// announcement back. All of this is exchanges of one flag, which have one order: a writer whose
+/// exchange comes later finds the announcement and wakes, and what a writer posted whose exchange
+/// came earlier is seen by the reader's second look, because its exchange follows the writer's. A
+/// plain store anywhere would break that chain.
 #[derive(Debug)]
 pub struct Parking {
     parked: AtomicBool,
@@ -110,15 +112,13 @@ impl Parking {
     /// For a writer, after it posted: whether it is the one that has to wake the reader.
     #[must_use]
     pub fn wake_needed(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::AcqRel)
+        self.parked.swap(false, Ordering::AcqRel)
     }
 
     /// For the reader: announces its sleep, unless something waits.
     #[must_use]
     pub fn park_unless(&self, something_waits: impl FnOnce() -> bool) -> bool {
-        self.parked.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.parked.swap(true, Ordering::AcqRel);
         if something_waits() {
             self.unpark();
             return false;
@@ -128,7 +128,7 @@ impl Parking {
 
     /// For the reader: it is awake.
     pub fn unpark(&self) {
-        self.parked.store(false, Ordering::Relaxed);
+        self.parked.swap(false, Ordering::AcqRel);
     }
 }
 
@@ -197,7 +197,10 @@ mod loom_tests {
     /// execution in which it sleeps for ever.
     #[test]
     fn loom_no_answer_is_lost_and_no_wake_up_is_missed() {
-        loom::model(|| {
+        let mut model = loom::model::Builder::new();
+        // All executions with up to three involuntary switches between threads.
+        model.preemption_bound = Some(3);
+        model.check(|| {
             let shared = Arc::new((Mailbox::new(2), Bell::new()));
             let writers: Vec<_> = (0..2u16)
                 .map(|tag| {

@@ -165,11 +165,6 @@ impl EngineQueue {
         false
     }
 
-    /// Whether requests are still with the asynchronous side.
-    pub fn is_waiting(&self) -> bool {
-        self.away > 0
-    }
-
     /// Where answers arrive; its bell has to be armed on the ring of a volume that
     /// [needs](Volume::needs_bell) it.
     pub fn post(&self) -> &Arc<Post> {

@@ -35,6 +35,14 @@ fn user_data(owner: Owner, tag: Tag) -> u64 {
     (owner as u64) << OWNER_SHIFT | u64::from(tag.0)
 }
 
+/// Whether the same call may succeed the next time.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [libc::EINTR, libc::EBUSY, libc::EAGAIN];
+    error
+        .raw_os_error()
+        .is_some_and(|code| passing.contains(&code))
+}
+
 /// The ring of one queue thread. It is made and used on that thread alone.
 pub struct QueueRing {
     kind: Kind,
@@ -113,7 +121,10 @@ impl QueueRing {
         let entry = entry.user_data(user_data(owner, tag));
         // SAFETY: the caller keeps the operation's memory valid.
         while unsafe { ring.submission().push(&entry) }.is_err() {
-            ring.submit()?;
+            match ring.submit() {
+                Err(error) if !is_passing(&error) => return Err(error),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -152,8 +163,9 @@ impl QueueRing {
             Kind::Bell(_) => Ok(()),
         };
         match result {
-            // EBUSY: completions must be taken first, which is what the caller does next.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => Ok(()),
+            // EBUSY, EAGAIN: completions must be taken, or memory be freed, first; the caller takes
+            // what there is and comes back.
+            Err(error) if is_passing(&error) => Ok(()),
             other => other,
         }
     }

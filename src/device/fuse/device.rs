@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,9 +33,6 @@ const THREADS_MAX: u16 = 64;
 
 /// The most requests that a queue takes: the kernel does not ask for more at once.
 const DEPTH_MAX: u16 = BACKGROUND_MAX;
-
-/// How long a flush may take, at most; requests have deadlines of their own, if they are to have.
-const FLUSH_WAIT: Duration = Duration::from_secs(60);
 
 /// How long requests that nobody waits for any more may take to end.
 const QUEUE_END_WAIT: Duration = Duration::from_secs(5);
@@ -184,34 +181,18 @@ impl FuseDevice {
         }
     }
 
-    /// Writes out what the loop device's cache holds, and flushes the volume.
-    fn flush_within(&self, wait: Duration) -> Result<()> {
+    /// Writes out what the loop device's cache holds, and flushes the volume. It takes as long as
+    /// the requests do that it waits for; these have deadlines of their own, if they are to have.
+    fn flush_all(&self) -> Result<()> {
         if self.read_only {
             return Ok(());
         }
-        let (report, result) = sync_channel(1);
-        let loop_path = self.loop_device.as_ref().map(|it| it.path().to_owned());
-        let queue = self.queues.first().map(|(queue, _)| queue.clone());
-        // On a thread of its own, since an answer may never come.
-        std::thread::Builder::new()
-            .name("fuse-flush".into())
-            .spawn(move || {
-                let synced = loop_path.map_or(Ok(()), |path| loop_device::sync(&path));
-                let flushed = synced.and_then(|()| queue.map_or(Ok(()), |it| flush_queue(&it)));
-                let _ = report.send(flushed);
-            })
-            .context_io(|| "cannot start a thread")?;
-        result.recv_timeout(wait).unwrap_or_else(|error| {
-            Err(match error {
-                RecvTimeoutError::Timeout => Error::new(
-                    ErrorKind::TimedOut,
-                    format!("the volume did not answer a flush in {} s", wait.as_secs()),
-                ),
-                RecvTimeoutError::Disconnected => {
-                    Error::new(ErrorKind::Io, "the flush ended without an answer")
-                }
-            })
-        })
+        if let Some(device) = &self.loop_device {
+            loop_device::sync(device.path())?;
+        }
+        self.queues
+            .first()
+            .map_or(Ok(()), |(queue, _)| flush_queue(queue))
     }
 
     fn take_down(&mut self) -> Result<()> {
@@ -284,7 +265,7 @@ impl Device for FuseDevice {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.flush_within(FLUSH_WAIT)
+        self.flush_all()
     }
 
     fn remove(&mut self) -> Result<()> {

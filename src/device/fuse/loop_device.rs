@@ -103,6 +103,8 @@ pub(super) struct LoopDevice {
     path: PathBuf,
     /// The device node was not there and we made it.
     made_node: bool,
+    /// The file below, as the kernel named it when we saw it there first.
+    backing: Option<PathBuf>,
 }
 
 impl LoopDevice {
@@ -139,9 +141,13 @@ impl LoopDevice {
                 number,
                 path: PathBuf::from(format!("/dev/loop{number}")),
                 made_node: false,
+                backing: None,
             };
             match device.configure(&config) {
-                Ok(()) => return Ok(device),
+                Ok(()) => {
+                    device.backing = device.backing_file();
+                    return Ok(device);
+                }
                 // Somebody else took it between the two calls.
                 Err(Errno::EBUSY) => device.remove_own_node(),
                 Err(errno) => {
@@ -176,6 +182,7 @@ impl LoopDevice {
                 number,
                 path: PathBuf::from(format!("/dev/loop{number}")),
                 made_node: false,
+                backing: None,
             };
             if device
                 .backing_file()
@@ -207,6 +214,10 @@ impl LoopDevice {
     /// # Errors
     /// When the kernel refuses it.
     pub(super) fn detach(&mut self) -> Result<bool> {
+        if self.is_anothers() {
+            // Somebody detached it before, and may have given the number to a file of their own.
+            return Ok(true);
+        }
         match self.clear() {
             // It has no file: nothing is left to do.
             Ok(()) | Err(Errno::ENXIO | Errno::ENOENT) => {}
@@ -226,6 +237,15 @@ impl LoopDevice {
         }
         self.remove_own_node();
         Ok(true)
+    }
+
+    /// Whether another file lies below by now. Ours is named by its full path, and by its name alone
+    /// once its mount is detached.
+    fn is_anothers(&self) -> bool {
+        let (Some(ours), now) = (&self.backing, self.backing_file()) else {
+            return false;
+        };
+        now.is_none_or(|now| now != *ours && now.file_name() != ours.file_name())
     }
 
     fn state(&self) -> PathBuf {
