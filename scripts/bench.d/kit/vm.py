@@ -11,11 +11,12 @@ from pathlib import Path
 
 BENCH_D = Path(__file__).resolve().parent.parent
 KERNEL = "7.3"
+GUEST_S = 1800
 MAPPINGS_MAX = Path("/proc/sys/vm/max_map_count")
 MAPPINGS_WANTED = 1 << 20
 
 
-def run(program, plan, qemu=False, seconds=900, mem="4G"):
+def run(program, plan, qemu=False, seconds=GUEST_S, mem="4G"):
     """Runs `in_guest/PROGRAM` there with `plan`; what it wrote as its result."""
     with tempfile.TemporaryDirectory(prefix="blockferry-bench.") as out:
         (Path(out) / "plan.json").write_text(json.dumps(plan))
