@@ -157,7 +157,7 @@ only_zeros() { # FILE OFFSET LENGTH
 fio_job() {
   local name=$1 file=$2
   shift 2
-  fio --name="$name" --filename="$file" --direct=1 --ioengine=io_uring --clocksource=cpu --group_reporting \
+  fio --name="$name" --filename="$file" --verify_state_save=0 --direct=1 --ioengine=io_uring --clocksource=cpu --group_reporting \
     --output="$work/$name.fio" "$@" >/dev/null 2>&1 || fail "fio $name: $(tail -n 15 "$work/$name.fio")"
 }
 

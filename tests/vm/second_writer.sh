@@ -21,7 +21,8 @@ attach second "$ticket" --takeover
 verify_io "$device" 16
 written=$(checksum "$device")
 # What it holds cannot be flushed any more, so it has to be told to give that up.
-"$BLOCKFERRY" stop first --force || fail "the fenced writer cannot be stopped"
+! message=$("$BLOCKFERRY" stop first --force 2>&1) || fail "a forced stop says nothing of what could not be flushed"
+contains "$message" "is lost" "the message of the forced stop"
 wait_until 60 "the end of the fenced writer" gone "${pid_of[first]}"
 reap first || true
 detach second
