@@ -43,7 +43,9 @@ struct Address {
 
 /// The right to serve a volume out of this directory; given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct VolumeLock(#[allow(dead_code)] Flock<std::fs::File>);
+pub(super) struct VolumeLock {
+    _held: Flock<std::fs::File>,
+}
 
 impl StateDir {
     /// Opens the directory and makes it where it is missing. The default is `/var/lib/blockferry`
@@ -197,7 +199,7 @@ impl StateDir {
             .open(&path)
             .context_io(|| format!("cannot open {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(VolumeLock(lock)),
+            Ok(lock) => Ok(VolumeLock { _held: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::new(
                 ErrorKind::Busy,
                 format!(
