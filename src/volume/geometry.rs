@@ -7,6 +7,13 @@ use crate::{Error, ErrorKind, Result};
 /// Bytes in a block, the grain of the state map.
 pub const BLOCK_BYTES: u64 = 4096;
 
+/// Blocks in a region, the grain of the words above the state map's bits. (The model checker gets
+/// small ones.)
+pub const REGION_BLOCKS: u64 = if cfg!(blockferry_loom) { 128 } else { 32768 };
+
+/// Bytes of a volume in a region: 128 MiB.
+pub const REGION_BYTES: u64 = REGION_BLOCKS * BLOCK_BYTES;
+
 /// The smallest chunk, in bytes.
 pub const CHUNK_BYTES_MIN: u64 = 4096;
 
@@ -31,10 +38,115 @@ pub struct BlockIndex(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkIndex(pub u64);
 
+/// The number of a region of [`REGION_BLOCKS`]; the last one of a volume may be short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegionIndex(pub u64);
+
+/// The blocks from `first` up to, and without, `end`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockRange {
+    /// The first block.
+    pub first: BlockIndex,
+    /// The block after the last one.
+    pub end: BlockIndex,
+}
+
 impl BlockIndex {
     /// Where the block starts.
     pub fn start(self) -> ByteOffset {
         ByteOffset(self.0 * BLOCK_BYTES)
+    }
+
+    /// The region that holds the block.
+    pub fn region(self) -> RegionIndex {
+        RegionIndex(self.0 / REGION_BLOCKS)
+    }
+}
+
+impl RegionIndex {
+    /// The first block of the region.
+    pub fn first_block(self) -> BlockIndex {
+        BlockIndex(self.0 * REGION_BLOCKS)
+    }
+}
+
+impl BlockRange {
+    /// The blocks from `first` up to, and without, `end`.
+    pub fn new(first: u64, end: u64) -> Self {
+        Self {
+            first: BlockIndex(first),
+            end: BlockIndex(end),
+        }
+    }
+
+    /// All blocks of which at least one byte lies in the range of bytes.
+    ///
+    /// # Panics
+    /// In debug builds when the range overflows.
+    pub fn touched(offset: ByteOffset, len_bytes: u64) -> Self {
+        let end = offset.advanced(len_bytes).0;
+        let first = offset.block().0;
+        if len_bytes == 0 {
+            return Self::new(first, first);
+        }
+        Self::new(first, end.div_ceil(BLOCK_BYTES))
+    }
+
+    /// The blocks that lie in the range of bytes as a whole.
+    ///
+    /// # Panics
+    /// In debug builds when the range overflows.
+    pub fn inside(offset: ByteOffset, len_bytes: u64) -> Self {
+        let first = offset.0.div_ceil(BLOCK_BYTES);
+        let end = offset.advanced(len_bytes).block().0;
+        Self::new(first, end.max(first))
+    }
+
+    /// How many blocks there are.
+    pub fn len(self) -> u64 {
+        self.end.0.saturating_sub(self.first.0)
+    }
+
+    /// Whether there is no block.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The blocks, in order.
+    pub fn iter(self) -> impl DoubleEndedIterator<Item = BlockIndex> {
+        (self.first.0..self.end.0).map(BlockIndex)
+    }
+
+    /// Whether both have a block in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        !self.intersection(other).is_empty()
+    }
+
+    /// The blocks that both have; an empty range when there are none.
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Self {
+        let first = self.first.max(other.first);
+        Self {
+            first,
+            end: self.end.min(other.end).max(first),
+        }
+    }
+
+    /// Where the blocks start.
+    pub fn start(self) -> ByteOffset {
+        self.first.start()
+    }
+
+    /// How long the blocks are, in bytes. In a volume with a short last block that may be more
+    /// than the volume holds.
+    pub fn len_bytes(self) -> u64 {
+        self.len() * BLOCK_BYTES
+    }
+}
+
+impl fmt::Debug for BlockRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.first.0, self.end.0)
     }
 }
 
@@ -229,6 +341,36 @@ mod tests {
             ] {
                 assert!(start <= offset && offset.0 < start.0 + len, "{byte}");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whole_and_touched_blocks_are_those_that_the_bytes_say(
+            offset in 0u64..20_000,
+            len in 0u64..20_000,
+        ) {
+            let end = offset + len;
+            let touched = BlockRange::touched(ByteOffset(offset), len);
+            let inside = BlockRange::inside(ByteOffset(offset), len);
+            for block in 0u64..12 {
+                let (from, to) = (block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES);
+                let is_in = |range: BlockRange| range.iter().any(|it| it.0 == block);
+                prop_assert_eq!(is_in(touched), len > 0 && from < end && offset < to);
+                prop_assert_eq!(is_in(inside), offset <= from && to <= end);
+            }
+            prop_assert_eq!(touched.len(), touched.iter().count() as u64);
+            prop_assert_eq!(inside.intersection(touched), inside);
+        }
+
+        #[test]
+        fn ranges_overlap_where_they_share_a_block(
+            (a, b, c, d) in (0u64..20, 0u64..20, 0u64..20, 0u64..20),
+        ) {
+            let (one, other) = (BlockRange::new(a, b), BlockRange::new(c, d));
+            let shared: Vec<_> = one.iter().filter(|it| other.iter().any(|o| o == *it)).collect();
+            prop_assert_eq!(one.overlaps(other), !shared.is_empty());
+            prop_assert_eq!(one.intersection(other).iter().collect::<Vec<_>>(), shared);
         }
     }
 

@@ -19,6 +19,7 @@ mod ranges;
 pub mod request;
 pub mod ring;
 pub mod size;
+pub mod state_map;
 #[allow(
     clippy::module_inception,
     reason = "the volume is what this folder is about"
@@ -29,7 +30,7 @@ pub use backend::{AsyncBackend, Backend, BackendFuture, Capabilities, Extent, Pr
 pub use buffer::{RequestBuffer, RequestMemory};
 pub use counters::{Counters, QueueCounters};
 pub use file::{FileOptions, FileStore};
-pub use geometry::{BlockIndex, ByteOffset, ChunkIndex, Geometry};
+pub use geometry::{BlockIndex, BlockRange, ByteOffset, ChunkIndex, Geometry, RegionIndex};
 pub use memory::MemoryMap;
 pub use misses::{Miss, MissQueue};
 pub use pool::Pooled;
@@ -37,4 +38,5 @@ pub use queue::EngineQueue;
 pub use request::{Errno, Op, Outcome, Request, Tag};
 pub use ring::{Owner, QueueRing};
 pub use size::{format_size, parse_size};
+pub use state_map::StateMap;
 pub use volume::{Store, Volume};

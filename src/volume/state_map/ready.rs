@@ -1,0 +1,110 @@
+//! What a region needs before its bits are used: pages, and a durable intent for writes.
+
+use std::io;
+
+use super::StateMap;
+use super::span::{Piece, pieces};
+use super::words::{
+    CLAIMED, DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PRESENT, SENDING, STATE,
+    WRITE_PAGES, fence,
+};
+use crate::volume::geometry::{BlockRange, RegionIndex};
+
+impl StateMap {
+    /// Takes memory for fills of a region.
+    ///
+    /// # Errors
+    /// When there is none left in the run-time directory.
+    pub fn prepare_fill(&self, region: RegionIndex) -> io::Result<()> {
+        if self.region(region).load(Ordering::Acquire) & FILL_PAGES == 0 {
+            self.words.allocate(region.0 as usize, 2)?;
+            self.flag(region, FILL_PAGES);
+        }
+        Ok(())
+    }
+
+    /// Takes memory for writes to a region, and makes it mixed if it is present as a whole. (A
+    /// region that a discard has claimed is left; try again when that has ended.)
+    ///
+    /// # Errors
+    /// When there is no memory left in the run-time directory.
+    pub fn prepare_write(&self, region: RegionIndex) -> io::Result<()> {
+        if self.region(region).load(Ordering::Acquire) & WRITE_PAGES == 0 {
+            self.words.allocate(region.0 as usize, 4)?;
+            // Before anything is stored in the pages: where there may be something, the flag says so.
+            self.flag(region, FILL_PAGES | WRITE_PAGES);
+        }
+        let _turn = self.turn();
+        let word = self.region(region).load(Ordering::Acquire);
+        if word & PRESENT != 0 && word & CLAIMED == 0 {
+            self.mix(region, word);
+        }
+        Ok(())
+    }
+
+    /// Makes a present region mixed. Its turn is held, so that nobody else turns it, and nobody
+    /// looks at its pages before it is mixed.
+    fn mix(&self, region: RegionIndex, word: u32) {
+        let pages = self.pages(region);
+        let stored = |state: u32, mask: u64| if word & state != 0 { mask } else { 0 };
+        for (at, mask) in self.whole(region).words() {
+            pages.present[at].store(mask, Ordering::Relaxed);
+            pages.claimed[at].store(0, Ordering::Relaxed);
+            pages.dirty[at].store(stored(DIRTY, mask), Ordering::Relaxed);
+            pages.sending[at].store(stored(SENDING, mask), Ordering::Relaxed);
+        }
+        // Release: who sees that it is mixed sees the bits.
+        let mixed = |word| Some(word & !STATE | MIXED | DIRTIED);
+        let _always_done = self.exchange(region, mixed);
+    }
+
+    /// Takes memory for a discard of these blocks, as far as it needs any: regions that it covers
+    /// as a whole stay without, unless they are mixed.
+    ///
+    /// # Errors
+    /// When there is no memory left in the run-time directory.
+    pub fn prepare_zero(&self, blocks: BlockRange) -> io::Result<()> {
+        pieces(blocks)
+            .filter(|piece| self.needs_bits(*piece))
+            .try_for_each(|piece| self.prepare_write(piece.region))
+    }
+
+    fn needs_bits(&self, piece: Piece) -> bool {
+        let word = self.region(piece.region).load(Ordering::Acquire);
+        word & MIXED != 0 || !self.covers_region(piece)
+    }
+
+    /// The region's write intent is durable (or there is nothing durable here): it may be written
+    /// to, and discarded.
+    pub fn set_write_ready(&self, region: RegionIndex) {
+        self.flag(region, INTENT);
+    }
+
+    /// Whether the region's write intent is durable and was not withdrawn.
+    pub fn write_ready(&self, region: RegionIndex) -> bool {
+        self.region(region).load(Ordering::Acquire) & INTENT != 0
+    }
+
+    /// Takes a region's write intent back, if no write is under way there and all its blocks are
+    /// clean. True: writes are refused from now on, and once a checkpoint that has the region as
+    /// clean is durable, the durable intent may be cleared as well.
+    pub fn withdraw_write_ready(&self, region: RegionIndex) -> bool {
+        // The turn, so that no block goes from dirty to sending, or back, between two looks.
+        let _turn = self.turn();
+        let before = self.region(region).fetch_and(!INTENT, Ordering::AcqRel);
+        // With the fence in `publish`: a write that still found the intent is seen in the table,
+        // or, if it has ended, in the dirty bits; any other one finds the intent gone.
+        fence(Ordering::SeqCst);
+        let blocks = self.region_blocks(region);
+        if self.under_way().any(|flight| flight.overlaps(blocks)) || !self.is_clean(region) {
+            self.flag(region, before & INTENT);
+            return false;
+        }
+        true
+    }
+
+    fn is_clean(&self, region: RegionIndex) -> bool {
+        let (_, unsent) = self.count(self.whole(region));
+        unsent == 0
+    }
+}

@@ -1,0 +1,134 @@
+//! A live map after the process that used it died: nobody else looks at it, and each step may be
+//! the last one, as this process may die too.
+
+use super::StateMap;
+use super::span::{Piece, pieces};
+use super::words::{
+    CLAIMED, DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PRESENT, SAVING, SENDING, STATE,
+    UNSAVED, WRITE_PAGES, clear, set,
+};
+use crate::volume::geometry::{BlockRange, RegionIndex};
+
+impl StateMap {
+    /// Brings a map in order that a dead process left (L8, L11): what was dirty, on its way, or
+    /// being written is dirty, as far as it is present; nothing is claimed; what was not saved
+    /// still is not. Doing it again changes nothing.
+    pub fn recover(&mut self) {
+        let interrupted: Vec<BlockRange> = self
+            .under_way()
+            .map(|flight| flight.intersection(self.blocks()))
+            .collect();
+        for region in self.regions() {
+            self.recover_region(region, &interrupted);
+        }
+        for slot in self.words.flights() {
+            slot.store(0, Ordering::Relaxed);
+        }
+        self.recount();
+        let unsaved = self.unsaved_regions().next().is_some();
+        self.saved.store(0, Ordering::Relaxed);
+        self.unsaved.store(u64::from(unsaved), Ordering::Relaxed);
+    }
+
+    fn recover_region(&self, region: RegionIndex, interrupted: &[BlockRange]) {
+        let word = self.region(region).load(Ordering::Relaxed);
+        let state = if word & MIXED != 0 {
+            self.recover_bits(region, word, interrupted);
+            MIXED | DIRTIED
+        } else if word & PRESENT == 0 {
+            self.clear_pages(region, word);
+            0
+        } else {
+            let blocks = self.region_blocks(region);
+            let written = interrupted.iter().any(|flight| flight.overlaps(blocks));
+            let unsent = written || word & (DIRTY | SENDING | CLAIMED) != 0;
+            PRESENT | if unsent { DIRTY } else { 0 }
+        };
+        let unsaved = if word & SAVING != 0 { UNSAVED } else { 0 };
+        let kept = word & !(STATE | SAVING) | state | unsaved;
+        self.region(region).store(kept, Ordering::Relaxed);
+        let (_, unsent) = self.count(self.whole(region));
+        if unsent != 0 {
+            // What is dirty has a durable intent: it is withdrawn from clean regions alone. The
+            // flag is missing if the process died just when it looked whether this one is.
+            self.flag(region, INTENT);
+        }
+    }
+
+    fn recover_bits(&self, region: RegionIndex, word: u32, interrupted: &[BlockRange]) {
+        let pages = self.pages(region);
+        for claimed in pages.claimed {
+            claimed.store(0, Ordering::Relaxed);
+        }
+        if word & WRITE_PAGES == 0 {
+            return;
+        }
+        let blocks = self.region_blocks(region);
+        for flight in interrupted {
+            for piece in pieces(flight.intersection(blocks)) {
+                self.dirty_present(piece);
+            }
+        }
+        for (at, mask) in self.whole(region).words() {
+            let present = pages.present[at].load(Ordering::Relaxed);
+            let sending = pages.sending[at].load(Ordering::Relaxed);
+            set(&pages.dirty[at], sending & mask & present);
+            clear(&pages.dirty[at], !present);
+            clear(&pages.sending[at], u64::MAX);
+        }
+    }
+
+    /// Makes absent what the origin has: it is another origin than the blocks came from (L13).
+    pub fn drop_clean(&mut self) {
+        for region in self.regions() {
+            if self.drop_clean_in(self.whole(region)) {
+                self.flag(region, UNSAVED);
+                self.count_unsaved();
+            }
+        }
+        self.recount();
+    }
+
+    /// True if there was something to drop.
+    fn drop_clean_in(&self, piece: Piece) -> bool {
+        let word = self.region(piece.region).load(Ordering::Relaxed);
+        if word & MIXED == 0 {
+            if word & (PRESENT | DIRTY | SENDING) != PRESENT {
+                return false;
+            }
+            self.clear_pages(piece.region, word);
+            self.region(piece.region)
+                .store(word & !STATE, Ordering::Relaxed);
+            return true;
+        }
+        let pages = self.pages(piece.region);
+        let mut dropped = 0;
+        for (at, mask) in piece.words() {
+            let mut clean = mask;
+            if word & WRITE_PAGES != 0 {
+                let dirty = pages.dirty[at].load(Ordering::Relaxed);
+                clean &= !(dirty | pages.sending[at].load(Ordering::Relaxed));
+            }
+            dropped += clear(&pages.present[at], clean);
+        }
+        dropped != 0
+    }
+
+    /// An absent region has clear bits in whatever pages it has.
+    fn clear_pages(&self, region: RegionIndex, word: u32) {
+        let pages = self.pages(region);
+        let clear = |page: &[super::words::AtomicU64]| {
+            for word in page {
+                word.store(0, Ordering::Relaxed);
+            }
+        };
+        if word & FILL_PAGES != 0 {
+            clear(pages.present);
+            clear(pages.claimed);
+        }
+        if word & WRITE_PAGES != 0 {
+            clear(pages.dirty);
+            clear(pages.sending);
+        }
+    }
+}
