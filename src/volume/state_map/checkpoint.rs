@@ -140,8 +140,8 @@ impl StateMap {
             RegionSnapshot::PresentClean if !intent => PRESENT,
             RegionSnapshot::PresentClean | RegionSnapshot::PresentDirty => PRESENT | DIRTY,
             RegionSnapshot::Mixed(bits) => {
-                self.restore_bits(region, bits, intent)?;
-                MIXED | DIRTIED
+                let any_dirty = self.restore_bits(region, bits, intent)?;
+                MIXED | if any_dirty { DIRTIED } else { 0 }
             }
         };
         let intent = if intent { INTENT } else { 0 };
@@ -153,7 +153,13 @@ impl StateMap {
         Ok(())
     }
 
-    fn restore_bits(&self, region: RegionIndex, bits: &RegionBits, intent: bool) -> io::Result<()> {
+    /// True if some of them are dirty.
+    fn restore_bits(
+        &self,
+        region: RegionIndex,
+        bits: &RegionBits,
+        intent: bool,
+    ) -> io::Result<bool> {
         let dirty_of =
             |at: usize| if intent { u64::MAX } else { bits.dirty[at] } & bits.present[at];
         let any_dirty = (0..PAGE_WORDS).any(|at| dirty_of(at) != 0);
@@ -171,6 +177,6 @@ impl StateMap {
                 pages.dirty[at].store(dirty_of(at) & mask, Ordering::Relaxed);
             }
         }
-        Ok(())
+        Ok(any_dirty)
     }
 }

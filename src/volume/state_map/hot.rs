@@ -4,8 +4,8 @@ use super::StateMap;
 use super::flights::FlightSlot;
 use super::span::{Piece, pieces};
 use super::words::{
-    CLAIMED, DIRTIED, INTENT, MIXED, Ordering, PRESENT, SAVING, STATE, UNSAVED, WRITE_PAGES, clear,
-    fence, set,
+    CLAIMED, DIRTIED, MIXED, Ordering, PRESENT, SAVING, STATE, UNSAVED, WRITE_PAGES, clear, fence,
+    has_intent, set,
 };
 use crate::volume::geometry::{BlockRange, RegionIndex};
 
@@ -78,12 +78,11 @@ impl StateMap {
 
     /// Makes sure that the bits of a region can be used, and stay so.
     fn open_for_write(&self, region: RegionIndex) -> Result<(), WriteStart> {
-        const READY: u32 = WRITE_PAGES | INTENT;
         let word = self.region(region).load(Ordering::Acquire);
         if word & CLAIMED != 0 {
             return Err(WriteStart::Busy);
         }
-        if word & READY != READY || word & PRESENT != 0 {
+        if word & WRITE_PAGES == 0 || !has_intent(word) || word & PRESENT != 0 {
             return Err(WriteStart::NotReady(region));
         }
         if word & STATE == MIXED || self.open_absent(region) {

@@ -8,8 +8,8 @@
 //! | sending | they are on their way there | before dirty is cleared | when a flush of the origin covered it |
 //!
 //! A *region* has a word above its bits. As long as all its blocks are alike the four bits of that
-//! word stand for all of them, and its bits take no memory; a region that is [`words::MIXED`] has
-//! them in four pages of the live map, and stays so.
+//! word stand for all of them, and its bits take no memory; a region that is *mixed* has them in
+//! four pages of the live map, and stays so.
 //!
 //! | from | to | by |
 //! |---|---|---|
@@ -21,7 +21,7 @@
 //! | present ... | mixed, with the same in every bit | [`prepare_write`](StateMap::prepare_write) |
 //!
 //! Queue threads take the first of these alone; the others belong to the asynchronous side, which
-//! makes them one at a time, under a lock that no queue thread ever takes ([`StateMap::turn`]).
+//! makes them one at a time, under a lock that no queue thread ever takes (the *turn*).
 //!
 //! Pages are allocated before they are used, and by the asynchronous side only: a queue thread that
 //! finds a region without them hands its request over.

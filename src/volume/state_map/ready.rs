@@ -6,7 +6,7 @@ use super::StateMap;
 use super::span::{Piece, pieces};
 use super::words::{
     CLAIMED, DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PRESENT, SENDING, STATE,
-    WRITE_PAGES, fence,
+    WITHDRAWING, WRITE_PAGES, fence,
 };
 use crate::volume::geometry::{BlockRange, RegionIndex};
 
@@ -80,7 +80,8 @@ impl StateMap {
         self.flag(region, INTENT);
     }
 
-    /// Whether the region's write intent is durable and was not withdrawn.
+    /// Whether the region has a durable write intent that was not withdrawn. (A write may be told
+    /// that it has not, for a moment, while somebody tries to withdraw it: it tries again.)
     pub fn write_ready(&self, region: RegionIndex) -> bool {
         self.region(region).load(Ordering::Acquire) & INTENT != 0
     }
@@ -91,16 +92,18 @@ impl StateMap {
     pub fn withdraw_write_ready(&self, region: RegionIndex) -> bool {
         // The turn, so that no block goes from dirty to sending, or back, between two looks.
         let _turn = self.turn();
-        let before = self.region(region).fetch_and(!INTENT, Ordering::AcqRel);
-        // With the fence in `publish`: a write that still found the intent is seen in the table,
-        // or, if it has ended, in the dirty bits; any other one finds the intent gone.
+        // The intent itself stays until it is known that nothing needs it: after a crash here,
+        // what is under way in the region still counts.
+        self.flag(region, WITHDRAWING);
+        // With the fence in `publish`: a write that did not see the flag is seen in the table, or,
+        // if it has ended, in the dirty bits.
         fence(Ordering::SeqCst);
         let blocks = self.region_blocks(region);
-        if self.under_way().any(|flight| flight.overlaps(blocks)) || !self.is_clean(region) {
-            self.flag(region, before & INTENT);
-            return false;
-        }
-        true
+        let idle = !self.under_way().any(|flight| flight.overlaps(blocks));
+        let withdrawn = idle && self.is_clean(region);
+        let over = WITHDRAWING | if withdrawn { INTENT } else { 0 };
+        self.region(region).fetch_and(!over, Ordering::AcqRel);
+        withdrawn
     }
 
     fn is_clean(&self, region: RegionIndex) -> bool {

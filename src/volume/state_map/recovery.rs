@@ -5,7 +5,7 @@ use super::StateMap;
 use super::span::{Piece, pieces};
 use super::words::{
     CLAIMED, DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PRESENT, SAVING, SENDING, STATE,
-    UNSAVED, WRITE_PAGES, clear, set,
+    UNSAVED, WITHDRAWING, WRITE_PAGES, clear, set,
 };
 use crate::volume::geometry::{BlockRange, RegionIndex};
 
@@ -32,9 +32,11 @@ impl StateMap {
 
     fn recover_region(&self, region: RegionIndex, interrupted: &[BlockRange]) {
         let word = self.region(region).load(Ordering::Relaxed);
+        // Without an intent those that are in the table were refused, and wrote nothing.
+        let interrupted = if word & INTENT != 0 { interrupted } else { &[] };
         let state = if word & MIXED != 0 {
             self.recover_bits(region, word, interrupted);
-            MIXED | DIRTIED
+            MIXED | if word & WRITE_PAGES != 0 { DIRTIED } else { 0 }
         } else if word & PRESENT == 0 {
             self.clear_pages(region, word);
             0
@@ -45,14 +47,8 @@ impl StateMap {
             PRESENT | if unsent { DIRTY } else { 0 }
         };
         let unsaved = if word & SAVING != 0 { UNSAVED } else { 0 };
-        let kept = word & !(STATE | SAVING) | state | unsaved;
+        let kept = word & !(STATE | SAVING | WITHDRAWING) | state | unsaved;
         self.region(region).store(kept, Ordering::Relaxed);
-        let (_, unsent) = self.count(self.whole(region));
-        if unsent != 0 {
-            // What is dirty has a durable intent: it is withdrawn from clean regions alone. The
-            // flag is missing if the process died just when it looked whether this one is.
-            self.flag(region, INTENT);
-        }
     }
 
     fn recover_bits(&self, region: RegionIndex, word: u32, interrupted: &[BlockRange]) {

@@ -28,10 +28,10 @@ impl StateMap {
             if word & MIXED == 0 {
                 return self.take_region(piece, word);
             }
-            if word & DIRTIED == 0 {
+            if word & (DIRTIED | WRITE_PAGES) != DIRTIED | WRITE_PAGES {
                 return None;
             }
-            self.take_run(piece, max_blocks)
+            self.take_run(piece, max_blocks.max(1))
         })
     }
 

@@ -35,7 +35,7 @@ pub(super) const SENDING: u32 = 1 << 3;
 /// The bits say for each block what is true of it, and the four above are clear. For good: a
 /// region that is mixed stays so while the map is in use.
 pub(super) const MIXED: u32 = 1 << 4;
-/// What a region is.
+/// All five: what a region is.
 pub(super) const STATE: u32 = PRESENT | CLAIMED | DIRTY | SENDING | MIXED;
 
 // And its flags.
@@ -44,14 +44,17 @@ pub(super) const STATE: u32 = PRESENT | CLAIMED | DIRTY | SENDING | MIXED;
 pub(super) const FILL_PAGES: u32 = 1 << 8;
 /// All four pages are allocated.
 pub(super) const WRITE_PAGES: u32 = 1 << 9;
-/// That blocks of the region may change is on disk: its write intent.
+/// That blocks of the region may change is on disk: its write intent. Only with it anything is
+/// dirty.
 pub(super) const INTENT: u32 = 1 << 10;
+/// Somebody looks whether the intent can be withdrawn; until he knows no write begins.
+pub(super) const WITHDRAWING: u32 = 1 << 11;
 /// A dirty bit was set since the sender last looked.
-pub(super) const DIRTIED: u32 = 1 << 11;
+pub(super) const DIRTIED: u32 = 1 << 12;
 /// Blocks became present that no snapshot has.
-pub(super) const UNSAVED: u32 = 1 << 12;
+pub(super) const UNSAVED: u32 = 1 << 13;
 /// Blocks became present that are in a snapshot which is not durable yet.
-pub(super) const SAVING: u32 = 1 << 13;
+pub(super) const SAVING: u32 = 1 << 14;
 
 /// The bits of one region.
 pub(super) struct Pages<'a> {
@@ -78,6 +81,11 @@ impl<'a> Pages<'a> {
             sending,
         }
     }
+}
+
+/// Whether writes and discards may begin in a region with this word.
+pub(super) fn has_intent(word: u32) -> bool {
+    word & (INTENT | WITHDRAWING) == INTENT
 }
 
 /// Sets the bits and gives back how many were clear. What is set already costs a load alone.

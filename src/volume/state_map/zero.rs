@@ -5,7 +5,8 @@ use std::sync::PoisonError;
 use super::flights::FlightSlot;
 use super::span::{Piece, pieces};
 use super::words::{
-    CLAIMED, DIRTIED, DIRTY, INTENT, MIXED, Ordering, PRESENT, SAVING, UNSAVED, WRITE_PAGES, fence,
+    CLAIMED, DIRTIED, DIRTY, MIXED, Ordering, PRESENT, SAVING, UNSAVED, WRITE_PAGES, fence,
+    has_intent,
 };
 use super::{StateMap, all_present};
 use crate::volume::geometry::{BlockRange, RegionIndex};
@@ -85,7 +86,7 @@ impl StateMap {
         let _turn = self.turn();
         let whole = self.covers_region(piece);
         let claim = |word: u32| {
-            let refused = word & (CLAIMED | MIXED) != 0 || word & INTENT == 0 || !whole;
+            let refused = word & (CLAIMED | MIXED) != 0 || !has_intent(word) || !whole;
             (!refused).then_some(word | CLAIMED)
         };
         let Err(word) = self.exchange(piece.region, claim) else {
@@ -94,8 +95,7 @@ impl StateMap {
         if word & CLAIMED != 0 {
             return Err(ZeroStart::Busy);
         }
-        const READY: u32 = WRITE_PAGES | INTENT;
-        if word & READY != READY || all_present(word) {
+        if word & WRITE_PAGES == 0 || !has_intent(word) || all_present(word) {
             return Err(ZeroStart::NotReady(piece.region));
         }
         // It is absent or mixed, and only a discard could claim it as a whole: those take turns.
