@@ -3,27 +3,21 @@
 //! A memory or file resource needs nothing here, its requests never leave their queue's thread. For
 //! any other the [`Fetcher`] takes them from the queues, gives each a deadline, and answers.
 
-use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, timeout_at};
 
+use super::deadline::Deadline;
+pub use super::deadline::IO_TIMEOUT_DEFAULT;
 use crate::backend::{Kind, Resource};
 use crate::volume::misses::MISSES_MAX;
 use crate::volume::{
     AsyncBackend, Errno, Miss, MissQueue, Op, Outcome, Priority, QueueRing, Request, RequestMemory,
     Store, Volume,
 };
-
-/// How long a request may take unless another time is asked for.
-pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-
-/// How many times its time a request may take while others are being answered.
-const STRETCH_MAX: u32 = 10;
 
 /// A direct mount's volume, and what serves its requests.
 #[derive(Debug)]
@@ -87,9 +81,7 @@ impl Fetcher {
                 backend.capabilities().max_concurrency.max(1) as usize,
             )),
             backend,
-            io_timeout,
-            last_answer: Mutex::new(Instant::now()),
-            timeouts: Arc::default(),
+            deadline: Deadline::new(io_timeout),
             failures: AtomicU64::new(0),
         });
         Self {
@@ -101,12 +93,12 @@ impl Fetcher {
 
     /// How long ago the last request was answered.
     pub fn silent_for(&self) -> Duration {
-        self.service.lock_last_answer().elapsed()
+        self.service.deadline.silent_for()
     }
 
     /// How many requests failed because their time was over: a counter that outlives this.
     pub fn timeouts(&self) -> Arc<AtomicU64> {
-        self.service.timeouts.clone()
+        self.service.deadline.timeouts().clone()
     }
 }
 
@@ -126,10 +118,7 @@ impl Drop for Fetcher {
 struct Service {
     backend: Arc<dyn AsyncBackend>,
     concurrency: Arc<Semaphore>,
-    io_timeout: Option<Duration>,
-    /// When a request was last answered.
-    last_answer: Mutex<Instant>,
-    timeouts: Arc<AtomicU64>,
+    deadline: Deadline,
     /// Requests that the backend failed.
     failures: AtomicU64,
 }
@@ -152,40 +141,13 @@ impl Service {
             mut memory,
             answer,
         } = miss;
-        let outcome = match self.io_timeout {
-            None => self.run(&request, &mut memory).await,
-            Some(limit) => self.run_within(limit, &request, &mut memory).await,
+        let running = async {
+            let outcome = self.run(&request, &mut memory).await;
+            self.deadline.answered();
+            outcome
         };
+        let outcome = self.deadline.keep(&request, running).await;
         answer.send(memory, outcome);
-    }
-
-    /// Runs the request, but no longer than `limit` after the last answer to any.
-    async fn run_within(
-        &self,
-        limit: Duration,
-        request: &Request,
-        memory: &mut RequestMemory,
-    ) -> Outcome {
-        let started = Instant::now();
-        let mut deadline = started + limit;
-        let mut running = pin!(self.run(request, memory));
-        loop {
-            if let Ok(outcome) = timeout_at(deadline, &mut running).await {
-                *self.lock_last_answer() = Instant::now();
-                return outcome;
-            }
-            let later = (*self.lock_last_answer() + limit).min(started + limit * STRETCH_MAX);
-            if later <= deadline {
-                return self.timed_out(request);
-            }
-            deadline = later;
-        }
-    }
-
-    fn lock_last_answer(&self) -> std::sync::MutexGuard<'_, Instant> {
-        self.last_answer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run(&self, request: &Request, memory: &mut RequestMemory) -> Outcome {
@@ -227,15 +189,5 @@ impl Service {
             }
             Errno::from(error)
         })
-    }
-
-    fn timed_out(&self, request: &Request) -> Outcome {
-        if self.timeouts.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::error!(
-                op = ?request.op, offset = request.offset.0, len = request.len_bytes,
-                "a request was not answered in time and failed; further ones are counted"
-            );
-        }
-        Err(Errno::EIO)
     }
 }

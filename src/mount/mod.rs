@@ -1,3 +1,4 @@
 //! Mounts: a volume between a resource and a device.
 
+mod deadline;
 pub mod direct;
