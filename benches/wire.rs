@@ -70,6 +70,8 @@ fn hello(criterion: &mut Criterion) {
         writable: true,
         takeover: false,
         known_epoch: 0,
+        known_identity: None,
+        managed: None,
     });
     let frame = control::encode(&hello).expect("a hello within its limits");
     let mut group = criterion.benchmark_group("hello");

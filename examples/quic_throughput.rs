@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockferry::net::{
-    LEASE_DEFAULT, Remote, RemoteOptions, ServedVolume, Server, ServerConfig, bare_stream,
+    Content, LEASE_DEFAULT, Remote, RemoteOptions, ServedVolume, Server, ServerConfig, bare_stream,
 };
 use blockferry::volume::{BackendFuture, Extent, Priority};
 use blockferry::{AsyncBackend, Capabilities};
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
         name: name.clone(),
         backend: Arc::new(volume),
         read_only: true,
-        in_memory: false,
+        content: Content::Instance,
         instance: [0; 16],
     };
     let server = {

@@ -22,8 +22,10 @@ pub enum ErrorKind {
     Unreachable,
     /// The other end, or we, could not prove who it is.
     Unauthenticated,
-    /// Another writer has taken the volume over.
+    /// Another writer has had the volume since: the epoch is not the one that was known.
     Fenced,
+    /// Under the same name there is another content than the one that was known.
+    Replaced,
     /// The other end broke the protocol, or speaks another version of it.
     Protocol,
     /// It did not end in its time.

@@ -87,13 +87,12 @@ async fn lie_to(connection: Connection, control: Vec<u8>, data: Vec<u8>) {
 
 fn welcome() -> Vec<u8> {
     let welcome = Welcome {
-        version: 1,
+        version: 2,
         features: 0,
         resource_bytes: 1 << 20,
         logical_block_bytes: 512,
         physical_block_bytes: 4096,
         read_only: false,
-        in_memory: false,
         offers: Offers {
             preferred_bytes: 1,
             max_concurrency: 1,
@@ -103,6 +102,8 @@ fn welcome() -> Vec<u8> {
         },
         has_writer: false,
         instance: [0; 16],
+        identity: [0; 16],
+        generation: Some(0),
         epoch: 1,
         lease_ms: 1,
     };

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use blockferry::net::{
-    LEASE_DEFAULT, Remote, RemoteOptions, ServedVolume, Server, ServerConfig, StateDir, TlsFiles,
+    Content, LEASE_DEFAULT, Remote, RemoteOptions, ServedVolume, Server, ServerConfig, StateDir,
+    TlsFiles,
 };
 use blockferry::wire::{Secret, Ticket};
 use blockferry::{AsyncBackend, Error, ErrorKind};
@@ -131,7 +132,7 @@ async fn two_servers_do_not_share_a_port_or_a_volume() {
             name: disk(),
             backend: Memory::new(SIZE),
             read_only: false,
-            in_memory: false,
+            content: Content::Name,
             instance: [0; 16],
         };
         Server::bind(config, vec![volume]).map(|_| ())
@@ -228,7 +229,7 @@ async fn certificates_of_one_ca_let_in_without_a_secret_and_others_do_not() {
         name: disk(),
         backend: Memory::new(SIZE),
         read_only: false,
-        in_memory: false,
+        content: Content::Name,
         instance: [1; 16],
     };
     let server = Running::start(Server::bind(config, vec![volume]).unwrap());

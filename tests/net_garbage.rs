@@ -103,6 +103,8 @@ fn hello(ticket: &Ticket, writable: bool) -> Hello {
         writable,
         takeover: false,
         known_epoch: 0,
+        known_identity: None,
+        managed: None,
     }
 }
 

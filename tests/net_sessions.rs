@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use blockferry::AsyncBackend;
-use blockferry::net::Remote;
+use blockferry::net::{Content, Remote};
 use blockferry::volume::Priority;
 use net_support::{Memory, PATIENCE, Setup, connect, options, pattern, read, write};
 
@@ -204,13 +204,13 @@ async fn other_requests_in_flight_survive_a_write_that_was_given_up() {
 /// Serves once as instance 1, does `first`, serves again as instance 2, and does `then`.
 async fn over_another_instance(
     flush_before: bool,
-    in_memory: bool,
+    content: Content,
     then: impl AsyncFnOnce(&Remote, &Memory),
 ) {
     let state = tempfile::tempdir().unwrap();
     let memory = Memory::new(SIZE);
     let setup = Setup {
-        in_memory,
+        content: content.clone(),
         ..Setup::new(state.path(), memory.clone())
     };
     let server = setup.start().await;
@@ -223,7 +223,7 @@ async fn over_another_instance(
     server.stop().await;
     let again = Setup {
         listen,
-        in_memory,
+        content,
         instance: [2; 16],
         ..Setup::new(state.path(), memory.clone())
     };
@@ -234,7 +234,7 @@ async fn over_another_instance(
 
 #[tokio::test]
 async fn a_flush_fails_once_when_unflushed_writes_were_lost() {
-    over_another_instance(false, false, async |remote, memory| {
+    over_another_instance(false, Content::Name, async |remote, memory| {
         let lost = in_time(remote.flush()).await.unwrap_err();
         assert_eq!(lost.raw_os_error(), Some(libc::EIO));
         assert_eq!(memory.flushes.load(Ordering::SeqCst), 0);
@@ -246,7 +246,7 @@ async fn a_flush_fails_once_when_unflushed_writes_were_lost() {
 
 #[tokio::test]
 async fn a_flush_goes_on_when_nothing_was_lost() {
-    over_another_instance(true, false, async |remote, memory| {
+    over_another_instance(true, Content::Name, async |remote, memory| {
         in_time(remote.flush()).await.unwrap();
         assert_eq!(memory.flushes.load(Ordering::SeqCst), 2);
     })
@@ -255,7 +255,7 @@ async fn a_flush_goes_on_when_nothing_was_lost() {
 
 #[tokio::test]
 async fn memory_that_is_not_the_same_any_more_is_refused() {
-    over_another_instance(true, true, async |remote, _| {
+    over_another_instance(true, Content::Instance, async |remote, _| {
         assert!(in_time(read(remote, 0, 4096)).await.is_err());
         assert!(in_time(write(remote, 0, &[2; 512])).await.is_err());
         assert!(in_time(remote.flush()).await.is_err());

@@ -1,11 +1,10 @@
 //! From a URL to an open resource.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::volume::{
-    AsyncBackend, FileOptions, FileStore, Geometry, MemoryMap, Pooled, size::parse_size,
+    AsyncBackend, FileOptions, FileStore, Geometry, MemoryMap, Pooled, instance, size::parse_size,
 };
 use crate::{Backend, Context, Error, ErrorKind, Result};
 
@@ -85,7 +84,7 @@ impl Resource {
             url: name.to_owned(),
             geometry: geometry(backend.size(), capabilities.logical_block_bytes, options)?,
             read_only: options.read_only || capabilities.read_only,
-            instance: process_instance()?,
+            instance: instance::fresh()?,
             kind: Kind::Other(backend),
         })
     }
@@ -97,11 +96,6 @@ impl Resource {
             Kind::File(file) => Arc::new(LocalFile::new(file.clone())),
             Kind::Other(backend) => backend.clone(),
         }
-    }
-
-    /// Whether it is gone when this process ends.
-    pub fn is_memory(&self) -> bool {
-        matches!(self.kind, Kind::Memory(_))
     }
 }
 
@@ -148,7 +142,7 @@ fn open_memory(url: &str, size: &str, options: &OpenOptions) -> Result<Resource>
         url: url.to_owned(),
         geometry,
         read_only: options.read_only,
-        instance: process_instance()?,
+        instance: instance::fresh()?,
         kind: Kind::Memory(Arc::new(MemoryMap::new(len_bytes)?)),
     })
 }
@@ -174,7 +168,7 @@ fn open_file(url: &str, path: &str, options: &OpenOptions) -> Result<Resource> {
         url: url.to_owned(),
         geometry: geometry(store.len_bytes(), store.logical_block_bytes(), *options)?,
         read_only: options.read_only,
-        instance: boot_instance()?,
+        instance: instance::of_boot()?,
         kind: Kind::File(Arc::new(store)),
     })
 }
@@ -191,26 +185,6 @@ fn geometry(len_bytes: u64, own_block_bytes: u32, options: OpenOptions) -> Resul
         ));
     }
     Geometry::new(len_bytes, block_bytes)
-}
-
-/// Differs from process to process.
-fn process_instance() -> Result<[u8; 16]> {
-    parse_uuid("/proc/sys/kernel/random/uuid")
-}
-
-/// Differs from boot to boot.
-fn boot_instance() -> Result<[u8; 16]> {
-    parse_uuid("/proc/sys/kernel/random/boot_id")
-}
-
-fn parse_uuid(path: &str) -> Result<[u8; 16]> {
-    let context = || format!("cannot read an identity from {path}");
-    let text = std::fs::read_to_string(path).context_io(context)?;
-    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
-    u128::from_str_radix(&digits, 16)
-        .map(u128::to_be_bytes)
-        .map_err(io::Error::other)
-        .context_io(context)
 }
 
 #[cfg(test)]

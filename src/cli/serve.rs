@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use blockferry::backend::{self, OpenOptions, Resource};
-use blockferry::net::{ServedVolume, Server, ServerConfig, TlsFiles, write_private};
+use blockferry::backend::{self, Kind, OpenOptions, Resource};
+use blockferry::net::{Content, ServedVolume, Server, ServerConfig, TlsFiles, write_private};
 use blockferry::wire::{HostPort, VolumeName};
 use blockferry::{Context, Error, ErrorKind, Result};
 use tracing::{info, warn};
@@ -200,8 +200,15 @@ fn served((name, resource): (VolumeName, &Resource)) -> ServedVolume {
         name,
         backend: resource.as_async(),
         read_only: resource.read_only,
-        in_memory: resource.is_memory(),
+        content: content_of(resource),
         instance: resource.instance,
+    }
+}
+
+fn content_of(resource: &Resource) -> Content {
+    match &resource.kind {
+        Kind::File(file) => Content::File(file.clone()),
+        Kind::Memory(_) | Kind::Other(_) => Content::Instance,
     }
 }
 

@@ -287,7 +287,7 @@ impl Dialer {
 fn next_after(reason: Refusal) -> Next {
     match reason {
         Refusal::NotNow | Refusal::Stale => Next::TryAgain,
-        Refusal::Secret | Refusal::Fenced => Next::GiveUp,
+        Refusal::Secret | Refusal::Fenced | Refusal::Replaced => Next::GiveUp,
         _ => Next::TellUser,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::control::{Refusal, Refused};
+use crate::wire::control::{ManagedStore, Refusal, Refused};
 
 /// What is kept of a volume's lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +12,10 @@ pub(super) struct Record {
     /// Grows with each new holder.
     pub(super) epoch: u64,
     pub(super) holder: Option<Holder>,
+    /// The local store of the last holder, if that was a managed mount. It stays when the lease is
+    /// given back: only this store may go on under the epoch.
+    #[serde(default)]
+    pub(super) managed: Option<ManagedStore>,
 }
 
 /// Who writes.
@@ -30,6 +34,8 @@ pub(super) struct Asking<'a> {
     pub(super) takeover: bool,
     /// The epoch that it was granted before; 0 for none.
     pub(super) known_epoch: u64,
+    /// Its local store, if it is a managed mount.
+    pub(super) managed: Option<ManagedStore>,
     pub(super) now_unix_s: u64,
 }
 
@@ -47,8 +53,9 @@ pub(super) enum Verdict {
     Refused(Refused),
 }
 
-/// Decides. `away_for` is how long the holder has been disconnected, `None` while it is there;
-/// after `lease` the volume is free, because a holder has nothing that it has not sent.
+/// Decides. `away_for` is how long the holder has been disconnected, `None` while it is there.
+/// After `lease` the volume is free if the holder is a direct mount, which has nothing that it has
+/// not sent; what a managed one has not sent nobody here can know.
 pub(super) fn decide(
     record: &Record,
     away_for: Option<Duration>,
@@ -57,26 +64,40 @@ pub(super) fn decide(
 ) -> Verdict {
     let held_before = asking.known_epoch != 0;
     if held_before && asking.known_epoch != record.epoch {
-        return Verdict::Refused(fenced(record));
+        return Verdict::Refused(fenced(record, asking.known_epoch));
     }
-    let grant = |epoch, fenced| Verdict::Granted {
+    let holder = record.holder.as_ref();
+    if holder.is_some_and(|holder| holder.client_id == asking.client_id) {
+        return Verdict::GoesOn;
+    }
+    let grant = |epoch| Verdict::Granted {
         record: Record {
             epoch,
             holder: Some(asking.as_holder()),
+            managed: asking.managed,
         },
-        fenced,
+        fenced: holder.map(|holder| holder.client_id),
     };
     let next = record.epoch.saturating_add(1);
-    match &record.holder {
-        Some(holder) if holder.client_id == asking.client_id => Verdict::GoesOn,
-        // Nobody has held it since: the epoch says so.
-        None if held_before => grant(record.epoch, None),
-        None => grant(next, None),
-        Some(holder) if asking.takeover => grant(next, Some(holder.client_id)),
-        Some(holder) if away_for.is_some_and(|away| away >= lease) => {
-            grant(next, Some(holder.client_id))
+    let run_out = record.managed.is_none() && away_for.is_some_and(|away| away >= lease);
+    match (holder, asking.managed) {
+        // A process before this one, of the same store, is gone.
+        (_, Some(managed)) if managed.follows(record.managed) => {
+            grant(if held_before { record.epoch } else { next })
         }
-        Some(holder) => Verdict::Refused(held(holder, away_for, lease)),
+        (_, Some(_)) if held_before => Verdict::Refused(copied(record)),
+        // Nobody has held it since: the epoch says so.
+        (None, None) if held_before => grant(record.epoch),
+        (None, _) => grant(next),
+        (Some(_), _) if asking.takeover || run_out => grant(next),
+        (Some(holder), _) => Verdict::Refused(held(record, holder, away_for, lease)),
+    }
+}
+
+impl ManagedStore {
+    /// Whether it is the store that held the lease last, opened again since.
+    fn follows(&self, last: Option<Self>) -> bool {
+        last.is_some_and(|last| last.store == self.store && last.opening < self.opening)
     }
 }
 
@@ -90,38 +111,61 @@ impl Asking<'_> {
     }
 }
 
-fn fenced(record: &Record) -> Refused {
-    let message = match &record.holder {
+fn fenced(record: &Record, known_epoch: u64) -> Refused {
+    let since = match &record.holder {
         Some(holder) => format!(
-            "`{}` has taken the volume over at {}; mount it again to use it",
+            "`{}` has taken the volume over at {}",
             holder.name,
             utc(holder.since_unix_s)
         ),
-        None => "another writer has had the volume since; mount it again to use it".to_owned(),
+        None => "another writer has had the volume since".to_owned(),
     };
     Refused {
         reason: Refusal::Fenced,
-        message,
+        message: format!(
+            "{since} (its epoch is {} now, and was {known_epoch}); mount it again to use it",
+            record.epoch
+        ),
     }
 }
 
-fn held(holder: &Holder, away_for: Option<Duration>, lease: Duration) -> Refused {
+fn copied(record: &Record) -> Refused {
+    Refused {
+        reason: Refusal::Fenced,
+        message: format!(
+            "the volume was written from a later state of this local copy, or from another one \
+             (epoch {}); was its directory copied or restored?",
+            record.epoch
+        ),
+    }
+}
+
+fn held(record: &Record, holder: &Holder, away_for: Option<Duration>, lease: Duration) -> Refused {
+    let managed = record.managed.is_some();
     let state = match away_for {
         None => "is connected".to_owned(),
+        Some(_) if managed => "is disconnected".to_owned(),
         Some(away) => format!(
             "is disconnected, and keeps it for another {} s",
             (lease.saturating_sub(away)).as_secs() + 1
         ),
     };
+    let (name, since) = (&holder.name, utc(holder.since_unix_s));
+    let message = if managed {
+        format!(
+            "`{name}` has it in a managed mount since {since}, {state}, and may hold writes that \
+             it has not sent; mount it with --read-only, or with --takeover, after which `{name}` \
+             can write it no more and these writes are lost"
+        )
+    } else {
+        format!(
+            "`{name}` has it mounted writable since {since} and {state}; mount it with \
+             --read-only, or with --takeover, after which `{name}` can write it no more"
+        )
+    };
     Refused {
         reason: Refusal::Held,
-        message: format!(
-            "`{}` has it mounted writable since {} and {state}; mount it with --read-only, or \
-             with --takeover, after which `{}` can write it no more",
-            holder.name,
-            utc(holder.since_unix_s),
-            holder.name,
-        ),
+        message,
     }
 }
 

@@ -11,7 +11,19 @@ fn asking(client_id: [u8; 16], known_epoch: u64, takeover: bool) -> Asking<'stat
         name: "me",
         takeover,
         known_epoch,
+        managed: None,
         now_unix_s: 7,
+    }
+}
+
+/// A managed mount with its store opened for the `opening`th time.
+fn managed(client_id: [u8; 16], known_epoch: u64, store: u8, opening: u64) -> Asking<'static> {
+    Asking {
+        managed: Some(ManagedStore {
+            store: [store; 16],
+            opening,
+        }),
+        ..asking(client_id, known_epoch, false)
     }
 }
 
@@ -23,6 +35,14 @@ fn held_by(client_id: [u8; 16], epoch: u64) -> Record {
             name: "other".to_owned(),
             since_unix_s: 1_795_398_180,
         }),
+        managed: None,
+    }
+}
+
+fn held_by_managed(client_id: [u8; 16], epoch: u64, store: u8, opening: u64) -> Record {
+    Record {
+        managed: managed(client_id, 0, store, opening).managed,
+        ..held_by(client_id, epoch)
     }
 }
 
@@ -30,6 +50,7 @@ fn free(epoch: u64) -> Record {
     Record {
         epoch,
         holder: None,
+        managed: None,
     }
 }
 
@@ -111,6 +132,100 @@ fn a_record_that_went_back_in_time_lets_nobody_go_on() {
 }
 
 #[test]
+fn a_managed_lease_has_no_end_in_time_and_says_what_it_may_hold() {
+    let record = held_by_managed(B, 4, 1, 1);
+    for asking in [asking(A, 0, false), managed(A, 0, 2, 1)] {
+        let refused = refusal(decide(&record, Some(LEASE * 1000), LEASE, asking));
+        assert_eq!(refused.reason, Refusal::Held);
+        for part in ["managed", "not sent", "`other`", "--takeover"] {
+            assert!(refused.message.contains(part), "{}", refused.message);
+        }
+    }
+    let taken = decide(&record, None, LEASE, asking(A, 0, true));
+    assert_eq!(granted(taken), (5, Some(B)));
+}
+
+#[test]
+fn a_direct_lease_runs_out_for_a_managed_mount_too() {
+    let late = decide(&held_by(B, 4), Some(LEASE), LEASE, managed(A, 0, 1, 1));
+    assert_eq!(granted(late), (5, Some(B)));
+}
+
+#[test]
+fn a_store_that_is_opened_again_goes_on_under_its_epoch() {
+    // Its process was killed: it comes back as another client, and the one before is shut out.
+    let back = decide(
+        &held_by_managed(B, 4, 1, 1),
+        None,
+        LEASE,
+        managed(A, 4, 1, 2),
+    );
+    assert_eq!(granted(back), (4, Some(B)));
+    // It had given the lease back.
+    let released = Record {
+        holder: None,
+        ..held_by_managed(B, 4, 1, 1)
+    };
+    let back = decide(&released, Some(LEASE), LEASE, managed(A, 4, 1, 2));
+    let Verdict::Granted { record, .. } = &back else {
+        panic!("{back:?}")
+    };
+    assert_eq!(record.managed, managed(A, 4, 1, 2).managed);
+    assert_eq!(granted(back), (4, None));
+}
+
+#[test]
+fn a_store_that_never_heard_of_its_grant_gets_another() {
+    let again = decide(
+        &held_by_managed(B, 4, 1, 1),
+        None,
+        LEASE,
+        managed(A, 0, 1, 2),
+    );
+    assert_eq!(granted(again), (5, Some(B)));
+}
+
+#[test]
+fn a_copy_of_a_store_is_fenced_whoever_opened_it_first() {
+    for record in [
+        held_by_managed(B, 4, 1, 5),
+        Record {
+            holder: None,
+            ..held_by_managed(B, 4, 1, 5)
+        },
+    ] {
+        for (store, opening) in [(1, 5), (1, 4), (2, 9)] {
+            for takeover in [false, true] {
+                let copy = Asking {
+                    takeover,
+                    ..managed(A, 4, store, opening)
+                };
+                let refused = refusal(decide(&record, None, LEASE, copy));
+                assert_eq!(refused.reason, Refusal::Fenced);
+                assert!(refused.message.contains("copied"), "{}", refused.message);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fenced_writer_is_told_both_epochs() {
+    let refused = refusal(decide(&held_by(B, 9), None, LEASE, managed(A, 4, 1, 2)));
+    assert_eq!(refused.reason, Refusal::Fenced);
+    assert!(
+        refused.message.contains("is 9 now, and was 4"),
+        "{}",
+        refused.message
+    );
+}
+
+#[test]
+fn a_record_from_before_managed_mounts_is_that_of_a_direct_one() {
+    let kept = r#"{"epoch":3,"holder":null}"#;
+    assert_eq!(serde_json::from_str::<Record>(kept).expect("read"), free(3));
+}
+
+#[test]
 fn dates_are_those_of_the_calendar() {
     for (unix_s, expected) in [
         (0, "1970-01-01 00:00:00 UTC"),
@@ -126,30 +241,44 @@ fn dates_are_those_of_the_calendar() {
 
 proptest! {
     /// Clients come, go and come back in any order: never do two hold one epoch, and epochs grow.
+    /// The odd ones are managed: they come back as somebody else, with their store opened anew.
     #[test]
     fn an_epoch_has_one_holder(
-        steps in prop::collection::vec((0u8..4, any::<bool>(), 0u64..60), 1..60),
+        steps in prop::collection::vec((0u8..4, any::<bool>(), 0u64..60, any::<bool>()), 1..60),
     ) {
         let mut record = Record::default();
         let mut known = [0u64; 4];
+        let mut opening = [0u64; 4];
         let mut held_under = std::collections::HashMap::new();
-        for (client, takeover, away_s) in steps {
-            let id = [client + 1; 16];
-            let known = &mut known[usize::from(client)];
+        for (client, takeover, away_s, killed) in steps {
+            let at = usize::from(client);
+            let is_managed = client % 2 == 1;
+            if is_managed && (killed || opening[at] == 0) {
+                opening[at] += 1;
+            }
+            let mut id = [client + 1; 16];
+            id[0] = opening[at] as u8;
             let away = (away_s > 5).then(|| Duration::from_secs(away_s));
-            let takeover = takeover && *known == 0;
-            match decide(&record, away, LEASE, asking(id, *known, takeover)) {
+            let asking = Asking {
+                takeover: takeover && known[at] == 0,
+                managed: is_managed.then_some(ManagedStore { store: [client; 16], opening: opening[at] }),
+                ..asking(id, known[at], false)
+            };
+            match decide(&record, away, LEASE, asking) {
                 Verdict::GoesOn => {
                     prop_assert_eq!(record.holder.as_ref().map(|holder| holder.client_id), Some(id));
                 }
                 Verdict::Granted { record: next, .. } => {
                     prop_assert!(next.epoch >= record.epoch);
+                    let stolen = record.holder.is_some() && record.managed.is_some()
+                        && !takeover && record.managed.map(|managed| managed.store) != Some([client; 16]);
+                    prop_assert!(!stolen, "a managed lease ended by itself");
                     record = next;
                 }
                 Verdict::Refused(_) => continue,
             }
-            *known = record.epoch;
-            prop_assert_eq!(*held_under.entry(record.epoch).or_insert(id), id);
+            known[at] = record.epoch;
+            prop_assert_eq!(*held_under.entry(record.epoch).or_insert(client), client);
             if away_s % 7 == 0 {
                 record.holder = None;
             }

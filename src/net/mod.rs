@@ -8,6 +8,7 @@ mod address;
 pub mod bare_stream;
 mod buffers;
 mod close;
+mod content;
 mod control_stream;
 mod dial;
 mod exchange;
@@ -27,8 +28,11 @@ mod tls;
 mod transport;
 mod volume;
 
+pub use content::Content;
 pub use private_file::write_private;
 pub use remote::{Remote, RemoteOptions};
 pub use server::{LEASE_DEFAULT, ServedVolume, Server, ServerConfig};
 pub use state_dir::StateDir;
 pub use tls::TlsFiles;
+
+pub use crate::wire::control::ManagedStore;

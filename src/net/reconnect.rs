@@ -42,14 +42,9 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
         number += 1;
         let hello = Hello {
             takeover: options.takeover,
-            ..hello_of(
-                &dialer,
-                client_id,
-                &client_name,
-                number,
-                !options.read_only,
-                0,
-            )
+            known_epoch: options.known_epoch.unwrap_or(0),
+            known_identity: options.known_identity,
+            ..hello_of(&dialer, &options, client_id, &client_name, number)
         };
         match tokio::time::timeout_at(deadline, dialer.greet(hello)).await {
             Ok(Ok(greeted)) => break greeted,
@@ -150,14 +145,17 @@ async fn reconnect(shared: &Shared, mut backoff: Duration) -> Result<(), String>
             pause(&mut backoff).await;
         }
         let number = shared.next_session();
-        let hello = hello_of(
-            &shared.dialer,
-            shared.client_id,
-            &shared.client_name,
-            number,
-            !shared.options.read_only,
-            shared.first.epoch,
-        );
+        let hello = Hello {
+            known_epoch: shared.first.epoch,
+            known_identity: Some(shared.first.identity),
+            ..hello_of(
+                &shared.dialer,
+                &shared.options,
+                shared.client_id,
+                &shared.client_name,
+                number,
+            )
+        };
         match shared.dialer.greet(hello).await {
             Ok(greeted) => {
                 check_same_volume(&shared.first, &greeted.welcome)?;
@@ -209,8 +207,8 @@ fn check_same_volume(first: &Welcome, now: &Welcome) -> Result<(), String> {
             now.logical_block_bytes
         ));
     }
-    if first.in_memory != now.in_memory || (now.in_memory && first.instance != now.instance) {
-        return Err("the volume was in the server's memory, and that is gone".to_owned());
+    if first.identity != now.identity {
+        return Err("the server serves another content than it did before".to_owned());
     }
     Ok(())
 }
@@ -224,13 +222,13 @@ fn session_of(greeted: Greeted, number: u64) -> Session {
     }
 }
 
+/// The hello of one who knows nothing yet.
 fn hello_of(
     dialer: &Dialer,
+    options: &RemoteOptions,
     client_id: [u8; 16],
     client_name: &str,
     session: u64,
-    writable: bool,
-    known_epoch: u64,
 ) -> Hello {
     let target = dialer.target();
     Hello {
@@ -243,9 +241,11 @@ fn hello_of(
         client_id,
         client_name: client_name.to_owned(),
         session,
-        writable,
+        writable: !options.read_only,
         takeover: false,
-        known_epoch,
+        known_epoch: 0,
+        known_identity: None,
+        managed: options.managed.filter(|_| !options.read_only),
     }
 }
 

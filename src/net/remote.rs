@@ -19,7 +19,7 @@ use super::reconnect;
 use super::tls::TlsFiles;
 use crate::volume::{BackendFuture, Errno, Extent, Priority};
 use crate::wire::Ticket;
-use crate::wire::control::{ClientMessage, ServerMessage, Welcome};
+use crate::wire::control::{ClientMessage, ManagedStore, ServerMessage, Welcome};
 use crate::wire::data::{Operation, RequestHeader};
 use crate::wire::limits::{DATA_BYTES_MAX, SESSION_STREAMS_MAX};
 use crate::{AsyncBackend, Capabilities, Geometry, Result};
@@ -37,6 +37,16 @@ pub struct RemoteOptions {
     pub read_only: bool,
     /// Fence another writer.
     pub takeover: bool,
+    /// For a managed mount: its local store. The lease then has no end in time: it lasts until it
+    /// is given back, or taken over. [`ManagedStore::opening`] has to grow with every call of
+    /// [`Remote::connect`], and to be durable before it.
+    pub managed: Option<ManagedStore>,
+    /// The epoch under which this mount held the lease before. If it is another one by now,
+    /// connecting fails with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced).
+    pub known_epoch: Option<u64>,
+    /// The identity of the content that the mount knows. If it is another one by now, connecting
+    /// fails with [`ErrorKind::Replaced`](crate::ErrorKind::Replaced), and no lease is taken.
+    pub known_identity: Option<[u8; 16]>,
     /// How long the first connection may take.
     pub connect_timeout: Duration,
     /// By what name to be known to others; this host's if `None`.
@@ -50,6 +60,9 @@ impl Default for RemoteOptions {
         Self {
             read_only: false,
             takeover: false,
+            managed: None,
+            known_epoch: None,
+            known_identity: None,
             connect_timeout: Duration::from_secs(10),
             client_name: None,
             tls: None,
@@ -108,7 +121,7 @@ impl Remote {
     /// `Unreachable` after the timeout; `Unauthenticated` for a server with another certificate
     /// and for a secret that is refused; `NotFound` for an unknown volume; `Protocol` for a peer
     /// of another version; `ReadOnly` for one that cannot be written; `Busy` while another writer
-    /// holds the lease.
+    /// holds the lease; `Fenced` and `Replaced` where what the options know is not so any more.
     pub async fn connect(target: Ticket, options: RemoteOptions) -> Result<Arc<Self>> {
         let shared = Arc::new(reconnect::first(target, options).await?);
         let supervisor = tokio::spawn(reconnect::keep_up(Arc::clone(&shared))).abort_handle();
@@ -133,6 +146,19 @@ impl Remote {
     /// The epoch of our lease; 0 for a reader.
     pub fn epoch(&self) -> u64 {
         self.shared.first.epoch
+    }
+
+    /// What stays the same as long as the volume has the same content, but for what is written to
+    /// it by this protocol: over restarts of the server too.
+    pub fn identity(&self) -> [u8; 16] {
+        self.shared.first.identity
+    }
+
+    /// The generation of the content when this volume was opened; `None` if somebody was writing
+    /// then. If identity and generation are what they were at another opening, nobody has written
+    /// since that one, and what a reader kept of it is true.
+    pub fn generation(&self) -> Option<u64> {
+        self.shared.first.generation
     }
 
     /// The session that is up, as soon as there is one.
@@ -260,26 +286,33 @@ impl Remote {
         Ok(extents)
     }
 
-    async fn give_back(&self) -> io::Result<()> {
+    /// Ends the use of the volume; with `release` the lease is given back first.
+    async fn end(&self, release: bool) -> io::Result<()> {
         let link = self.shared.link.borrow().clone();
         let mut released = Ok(());
         if let Link::Up(session) = link {
-            let mut control = session.control.lock().await;
-            let (send, recv) = &mut *control;
-            let talk = async {
-                write_message(send, &ClientMessage::Release).await?;
-                read_message::<ServerMessage>(recv).await
-            };
-            released = match tokio::time::timeout(RELEASE_TIMEOUT, talk).await {
-                Ok(Ok(ServerMessage::Released)) => Ok(()),
-                _ => Err(io::Error::other("the server did not take the lease back")),
-            };
+            if release {
+                released = give_back(&session).await;
+            }
             Close::Done.close(&session.connection);
         }
         self.shared.die("the volume was closed");
         self.supervisor.abort();
         self.shared.dialer.farewell(FAREWELL_TIMEOUT).await;
         released
+    }
+}
+
+async fn give_back(session: &Session) -> io::Result<()> {
+    let mut control = session.control.lock().await;
+    let (send, recv) = &mut *control;
+    let talk = async {
+        write_message(send, &ClientMessage::Release).await?;
+        read_message::<ServerMessage>(recv).await
+    };
+    match tokio::time::timeout(RELEASE_TIMEOUT, talk).await {
+        Ok(Ok(ServerMessage::Released)) => Ok(()),
+        _ => Err(io::Error::other("the server did not take the lease back")),
     }
 }
 
@@ -449,7 +482,22 @@ impl AsyncBackend for Remote {
     }
 
     fn close(&self) -> BackendFuture<'_, ()> {
-        Box::pin(self.give_back())
+        Box::pin(self.end(true))
+    }
+
+    fn close_keeping_lease(&self) -> BackendFuture<'_, ()> {
+        Box::pin(self.end(false))
+    }
+
+    fn identity(&self) -> Option<[u8; 16]> {
+        Some(Remote::identity(self))
+    }
+
+    fn path_rtt(&self) -> Option<Duration> {
+        match &*self.shared.link.borrow() {
+            Link::Up(session) => Some(session.connection.min_rtt()),
+            Link::Away(_) | Link::Dead(_) => None,
+        }
     }
 
     fn away_since(&self) -> Option<SystemTime> {

@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use super::buffers::Buffer;
 use super::close::STREAM_GIVEN_UP;
 use super::session::Session;
+use super::slot::Pass;
 use crate::volume::{Errno, Priority};
 use crate::wire::WireError;
 use crate::wire::data::{Operation, REQUEST_BYTES, ReplyHeader, RequestHeader};
@@ -123,25 +124,36 @@ async fn change(
     }
     let backend = &session.volume.backend;
     let &RequestHeader { offset, len, .. } = request;
-    let enter = || session.admitted.slot.enter(session.admitted.session);
     match request.operation {
         Operation::Write { fua } => {
             let body = read_body(session, recv, len).await?;
-            let _pass = enter().ok_or(Fault::Gone)?;
+            let _pass = enter(session).await?;
             let written = backend.write_at(body.as_ref(), offset, fua, request.priority);
             written.await?;
         }
         Operation::Discard => {
-            let _pass = enter().ok_or(Fault::Gone)?;
+            let _pass = enter(session).await?;
             backend.discard(offset, len).await?;
         }
         Operation::WriteZeroes { fua, no_unmap } => {
-            let _pass = enter().ok_or(Fault::Gone)?;
+            let _pass = enter(session).await?;
             backend.write_zeroes(offset, len, no_unmap, fua).await?;
         }
         Operation::Read | Operation::Flush | Operation::Map => {}
     }
     Ok(())
+}
+
+/// The right to change the volume now.
+async fn enter(session: &Session) -> Result<Pass, Fault> {
+    match session.enter().await {
+        Ok(pass) => pass.ok_or(Fault::Gone),
+        Err(error) => {
+            warn!(volume = %session.volume.name, error = error.chain(),
+                  "cannot write the state directory, so the volume cannot be written");
+            Err(io::Error::from(Errno::EIO).into())
+        }
+    }
 }
 
 async fn done(send: &mut SendStream) -> Result<(), Fault> {

@@ -16,7 +16,9 @@ use tracing::{debug, info};
 
 use super::address;
 use super::buffers::BufferPool;
+use super::content::{Content, ServedContent};
 use super::hello::{Gatekeeper, HELLO_TIMEOUT};
+use super::lease::Record;
 use super::session;
 use super::state_dir::StateDir;
 use super::tls::{self, TlsFiles};
@@ -63,8 +65,8 @@ pub struct ServedVolume {
     pub backend: Arc<dyn AsyncBackend>,
     /// Refuse whoever wants to write.
     pub read_only: bool,
-    /// Its bytes are gone when this process ends: a client that finds another instance gives up.
-    pub in_memory: bool,
+    /// How its content is told from another one: a client that finds another one gives up.
+    pub content: Content,
     /// What changes when unflushed writes may have been lost.
     pub instance: [u8; 16],
 }
@@ -188,6 +190,9 @@ impl Server {
         while clients.join_next().await.is_some() {}
         self.endpoint.close(VarInt::from_u32(0), &[]);
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, self.endpoint.wait_idle()).await;
+        for volume in self.gatekeeper.volumes.values() {
+            volume.content.settle().await;
+        }
     }
 
     /// Turns away what is too much before the handshake costs anything.
@@ -255,15 +260,27 @@ impl Server {
 
 fn open(volume: ServedVolume, state: &StateDir, lease_time: Duration) -> Result<Volume> {
     let capabilities = volume.backend.capabilities();
+    let len_bytes = volume.backend.size();
     let lock = state.lock(&volume.name)?;
+    let mut record = state.lease(&volume.name)?;
+    let content = volume.content;
+    let found = ServedContent::find(content, volume.instance, len_bytes, state, &volume.name)?;
+    if found.replaced {
+        info!(volume = %volume.name, "another content than before: nobody holds it");
+        record = Record {
+            epoch: record.epoch.saturating_add(1),
+            ..Record::default()
+        };
+        state.keep_lease(&volume.name, &record)?;
+    }
     Ok(Volume {
-        geometry: Geometry::new(volume.backend.size(), capabilities.logical_block_bytes)?,
+        geometry: Geometry::new(len_bytes, capabilities.logical_block_bytes)?,
         read_only: volume.read_only || capabilities.read_only,
-        in_memory: volume.in_memory,
         instance: volume.instance,
+        content: found.keep()?,
         lease_time,
         lease: tokio::sync::Mutex::new(Lease {
-            record: state.lease(&volume.name)?,
+            record,
             // A holder from before a restart has one lease time to come back.
             presence: Presence::Away(Instant::now()),
         }),

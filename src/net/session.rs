@@ -1,6 +1,7 @@
 //! A client that was let in: its control stream and its requests, until it leaves.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
@@ -12,13 +13,15 @@ use super::close::Close;
 use super::control_stream::{ControlError, read_message, write_message};
 use super::hello::{Known, refuse};
 use super::serve;
+use super::slot::Pass;
 use super::transport::{self, IDLE_TIMEOUT};
 use super::volume::{Admitted, Volume};
+use crate::Result;
 use crate::wire::control::{ClientMessage, ServerMessage};
 use crate::wire::limits::{SESSION_IN_FLIGHT_BYTES_MAX, SESSION_STREAMS_MAX};
 
-/// How long requests in flight may take to end when the server stops.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests in flight may take to end when the server stops or a session is over.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the requests of a session share.
 pub(super) struct Session {
@@ -30,6 +33,8 @@ pub(super) struct Session {
     pub(super) room: Arc<Semaphore>,
     /// Room for requests.
     requests: Arc<Semaphore>,
+    /// It has changed the volume, and the content's generation tells.
+    has_written: AtomicBool,
 }
 
 /// Admits the client and serves it until it leaves or the server stops.
@@ -66,6 +71,7 @@ pub(super) async fn run(
         pool,
         room: Arc::new(Semaphore::new(SESSION_IN_FLIGHT_BYTES_MAX as usize)),
         requests: Arc::new(Semaphore::new(SESSION_STREAMS_MAX as usize)),
+        has_written: AtomicBool::new(false),
     });
     if write_message(&mut send, &ServerMessage::Welcome(welcome))
         .await
@@ -85,6 +91,27 @@ pub(super) async fn run(
 }
 
 impl Session {
+    /// Lets a change through to the backend, unless the session has ended.
+    ///
+    /// # Errors
+    /// When the first change of the session cannot be noted.
+    pub(super) async fn enter(&self) -> Result<Option<Pass>> {
+        let Admitted { slot, session, .. } = &self.admitted;
+        if self.has_written.load(Ordering::Acquire) {
+            return Ok(slot.enter(*session));
+        }
+        let (content, writer) = (&self.volume.content, self.admitted.writer());
+        content.begin_writing(writer).await?;
+        self.has_written.store(true, Ordering::Release);
+        let pass = slot.enter(*session);
+        if pass.is_none() {
+            // The session ended meanwhile, perhaps without having seen that it began to write.
+            slot.drained().await;
+            content.end_writing(writer).await;
+        }
+        Ok(pass)
+    }
+
     /// Takes requests until the connection ends or the server stops; then what is in flight ends.
     async fn serve(self: &Arc<Self>, mut stopping: watch::Receiver<bool>) {
         loop {

@@ -1,11 +1,12 @@
-//! What a server keeps over restarts: its certificate, and for each volume the secret, the lease
-//! and the address.
+//! What a server keeps over restarts: its certificate, and for each volume the secret, the lease,
+//! the address, and which content it is.
 //!
 //! ```text
 //! server.pem             key and certificate
 //! reset.key              lets a restarted server end the connections of the one before it
 //! volumes/NAME.secret    the ticket's secret
 //! volumes/NAME.lease     epoch and holder, JSON
+//! volumes/NAME.content   identity and generation, and what they hang on, JSON
 //! volumes/NAME.address   where the volume was last served, JSON
 //! volumes/NAME.lock      held by the server that serves it
 //! ```
@@ -19,6 +20,7 @@ use aws_lc_rs::rand;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::content::Kept;
 use super::identity::Identity;
 use super::lease::Record;
 use super::private_file::{create_private, create_private_dir, read_private, write_private};
@@ -186,6 +188,18 @@ impl StateDir {
     /// Makes epoch and holder durable.
     pub(super) fn keep_lease(&self, volume: &VolumeName, record: &Record) -> Result<()> {
         write_json(&self.of_volume(volume, "lease"), record)
+    }
+
+    /// What the volume's content was when it was last looked at.
+    pub(super) fn content(&self, volume: &VolumeName) -> Result<Option<Kept>> {
+        let path = self.of_volume(volume, "content");
+        let parse = |bytes: Vec<u8>| parse_json(&path, &bytes);
+        read_private(&path)?.map(parse).transpose()
+    }
+
+    /// Makes it durable.
+    pub(super) fn keep_content(&self, volume: &VolumeName, kept: &Kept) -> Result<()> {
+        write_json(&self.of_volume(volume, "content"), kept)
     }
 
     /// Takes the right to serve the volume.

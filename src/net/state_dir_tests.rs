@@ -1,5 +1,6 @@
 use super::*;
 use crate::net::lease::Holder;
+use crate::wire::control::ManagedStore;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -58,6 +59,10 @@ fn a_lease_is_kept_as_it_was() {
             client_id: [0xFE; 16],
             name: "a \"host\"".to_owned(),
             since_unix_s: 1,
+        }),
+        managed: Some(ManagedStore {
+            store: [1; 16],
+            opening: u64::MAX,
         }),
     };
     state.keep_lease(&disk(), &record).expect("kept");

@@ -9,7 +9,9 @@ use tokio::sync::Mutex as AsyncMutex;
 use tracing::{info, warn};
 
 use super::close::Close;
+use super::content::{ServedContent, Writer};
 use super::lease::{Asking, Record, Verdict, decide};
+use super::session::DRAIN_TIMEOUT;
 use super::slot::Slot;
 use super::state_dir::{StateDir, VolumeLock};
 use crate::wire::control::{Hello, Offers, Refusal, Refused, Welcome};
@@ -25,8 +27,8 @@ pub(super) struct Volume {
     pub(super) geometry: Geometry,
     pub(super) backend: Arc<dyn AsyncBackend>,
     pub(super) read_only: bool,
-    pub(super) in_memory: bool,
     pub(super) instance: [u8; 16],
+    pub(super) content: ServedContent,
     pub(super) state: StateDir,
     pub(super) lease_time: Duration,
     pub(super) lease: AsyncMutex<Lease>,
@@ -74,6 +76,7 @@ impl Volume {
             );
             return Err(refused(Refusal::ReadOnly, message));
         }
+        self.check_content(hello)?;
         let slot = self.slot_of(hello.client_id)?;
         if !slot.begin(hello.session, connection) {
             return Err(stale());
@@ -92,6 +95,24 @@ impl Volume {
             writable: hello.writable,
             epoch,
         })
+    }
+
+    /// A client that knows another content gets no lease on this one.
+    fn check_content(&self, hello: &Hello) -> Result<(), Refused> {
+        match hello.known_identity {
+            Some(known) if known != self.content.identity() => {}
+            _ => return Ok(()),
+        }
+        let message = if self.content.is_memory() {
+            "the volume was in the server's memory, and that is gone".to_owned()
+        } else {
+            format!(
+                "under the name `{}` there is another file than before, or one that was changed \
+                 while the server was down",
+                self.name
+            )
+        };
+        Err(refused(Refusal::Replaced, message))
     }
 
     fn slot_of(&self, client_id: [u8; 16]) -> Result<Arc<Slot>, Refused> {
@@ -115,6 +136,7 @@ impl Volume {
             name: &hello.client_name,
             takeover: hello.takeover,
             known_epoch: hello.known_epoch,
+            managed: hello.managed,
             now_unix_s: unix_now_s(),
         };
         match decide(&lease.record, lease.away_for(), self.lease_time, asking) {
@@ -176,13 +198,14 @@ impl Volume {
         if !admitted.writable {
             return Ok(());
         }
+        self.content.end_writing(admitted.writer()).await;
         let mut lease = self.lease.lock().await;
         if lease.presence != admitted.presence() {
             return Ok(());
         }
         let record = Record {
-            epoch: lease.record.epoch,
             holder: None,
+            ..lease.record.clone()
         };
         self.keep(&record).await?;
         info!(volume = %self.name, epoch = record.epoch, "lease given back");
@@ -197,10 +220,17 @@ impl Volume {
         if !admitted.writable {
             return;
         }
-        let mut lease = self.lease.lock().await;
-        if lease.presence == admitted.presence() {
-            let now = Instant::now();
-            lease.presence = Presence::Away(now.checked_sub(silent_for).unwrap_or(now));
+        {
+            let mut lease = self.lease.lock().await;
+            if lease.presence == admitted.presence() {
+                let now = Instant::now();
+                lease.presence = Presence::Away(now.checked_sub(silent_for).unwrap_or(now));
+            }
+        }
+        // Otherwise the generation stays odd, until the next writer ends.
+        let drained = tokio::time::timeout(DRAIN_TIMEOUT, admitted.slot.drained());
+        if drained.await.is_ok() {
+            self.content.end_writing(admitted.writer()).await;
         }
     }
 
@@ -230,7 +260,6 @@ impl Volume {
             logical_block_bytes: self.geometry.logical_block_bytes(),
             physical_block_bytes: self.geometry.physical_block_bytes(),
             read_only: self.read_only,
-            in_memory: self.in_memory,
             offers: Offers {
                 preferred_bytes: capabilities.preferred_bytes,
                 max_concurrency: capabilities.max_concurrency,
@@ -240,6 +269,8 @@ impl Volume {
             },
             has_writer,
             instance: self.instance,
+            identity: self.content.identity(),
+            generation: self.content.generation().await,
             epoch: admitted.epoch,
             lease_ms: self.lease_time.as_millis() as u64,
         }
@@ -256,6 +287,13 @@ impl Lease {
 }
 
 impl Admitted {
+    pub(super) fn writer(&self) -> Writer {
+        Writer {
+            client_id: self.client_id,
+            session: self.session,
+        }
+    }
+
     fn presence(&self) -> Presence {
         Presence::Here {
             client_id: self.client_id,

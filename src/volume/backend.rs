@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
+use std::time::{Duration, SystemTime};
 
 /// What a backend can do, beyond reading and writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,8 +205,26 @@ pub trait AsyncBackend: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
+    /// Ends the use of the resource, but keeps what a peer holds for us: here is something that it
+    /// was not sent yet.
+    fn close_keeping_lease(&self) -> BackendFuture<'_, ()> {
+        self.close()
+    }
+
+    /// What stays the same as long as the resource has the same content, but for what we write;
+    /// `None` where nobody can tell.
+    fn identity(&self) -> Option<[u8; 16]> {
+        None
+    }
+
+    /// The smallest round trip time that was seen on the way to the other end; `None` where there
+    /// is no way, or none at this time.
+    fn path_rtt(&self) -> Option<Duration> {
+        None
+    }
+
     /// Since when the other end is away, for the status; `None` while all is well.
-    fn away_since(&self) -> Option<std::time::SystemTime> {
+    fn away_since(&self) -> Option<SystemTime> {
         None
     }
 

@@ -15,6 +15,9 @@ use super::backend::{Backend, Capabilities, Extent};
 use crate::{Context, Error, ErrorKind, Result};
 
 mod direct_io;
+mod mark;
+
+pub use mark::FileMark;
 
 /// How a file is to be opened.
 #[derive(Debug, Clone, Copy, Default)]
@@ -142,6 +145,24 @@ impl FileStore {
     /// The descriptor, for I/O on a ring.
     pub fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// What tells it from another file.
+    ///
+    /// # Errors
+    /// Whatever the operating system reports.
+    pub fn mark(&self) -> io::Result<FileMark> {
+        FileMark::of(&self.file)
+    }
+
+    /// Makes everything durable, the time of modification too, and marks the file as it is then.
+    ///
+    /// # Errors
+    /// Whatever the operating system reports, and EIO after a flush that failed.
+    pub fn mark_at_rest(&self) -> io::Result<FileMark> {
+        self.sync()?;
+        self.file.sync_all()?;
+        self.mark()
     }
 
     /// One at a time: the kernel reports a failure to one of those who wait for it.

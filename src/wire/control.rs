@@ -6,6 +6,7 @@
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 
 use super::limits::{
     CLIENT_NAME_BYTES_MAX, CONTROL_MESSAGE_BYTES_MAX, REFUSAL_BYTES_MAX, VOLUME_NAME_BYTES_MAX,
@@ -13,13 +14,14 @@ use super::limits::{
 use super::{Secret, WireError};
 use crate::ErrorKind;
 
-/// The lowest version of the protocol that this build speaks.
-pub const VERSION_MIN: u16 = 1;
+/// The lowest version of the protocol that this build speaks. Version 1 knew neither the identity
+/// of a volume's content nor managed mounts.
+pub const VERSION_MIN: u16 = 2;
 
 /// The highest version of the protocol that this build speaks.
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
 
-/// The features that this build has: none yet beyond version 1.
+/// The features that this build has: none yet beyond the version's.
 pub const FEATURES: u64 = 0;
 
 /// How long a preamble is.
@@ -119,6 +121,20 @@ pub struct Hello {
     pub takeover: bool,
     /// The epoch of the lease that it was granted before; 0 for none.
     pub known_epoch: u64,
+    /// The content that it wants to go on with, if it has seen one; another one is refused.
+    pub known_identity: Option<[u8; 16]>,
+    /// What a managed writer keeps locally; `None` for a direct one, and for a reader.
+    pub managed: Option<ManagedStore>,
+}
+
+/// The local store of a managed writer. Its lease has no end in time, since the store may hold
+/// what was not sent yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct ManagedStore {
+    /// Drawn at random when the store was made.
+    pub store: [u8; 16],
+    /// How many times the store was opened, this time included; durable there before the hello.
+    pub opening: u64,
 }
 
 /// The answer to a client that is in.
@@ -136,14 +152,18 @@ pub struct Welcome {
     pub physical_block_bytes: u32,
     /// Nobody can write this volume.
     pub read_only: bool,
-    /// Its bytes are gone when the server's process ends.
-    pub in_memory: bool,
     /// What else the resource offers.
     pub offers: Offers,
     /// Somebody else is writing at this time.
     pub has_writer: bool,
     /// What changes when unflushed writes may have been lost: the boot, the process.
     pub instance: [u8; 16],
+    /// What stays the same as long as the volume has the same content, whatever is written to it
+    /// by this protocol.
+    pub identity: [u8; 16],
+    /// Grows whenever the content may have been changed. None while a client that has written is
+    /// there: what is read then may be changed without this one growing.
+    pub generation: Option<u64>,
     /// The epoch of the client's lease; 0 for a reader.
     pub epoch: u64,
     /// How long the lease outlives a broken connection, in milliseconds.
@@ -195,6 +215,8 @@ pub enum Refusal {
     NotNow,
     /// The hello breaks the protocol.
     Malformed,
+    /// The volume is there, but its content is not the one that the client knows.
+    Replaced,
 }
 
 impl Refusal {
@@ -207,6 +229,7 @@ impl Refusal {
             Self::ReadOnly => ErrorKind::ReadOnly,
             Self::Held | Self::NotNow | Self::Stale => ErrorKind::Busy,
             Self::Fenced => ErrorKind::Fenced,
+            Self::Replaced => ErrorKind::Replaced,
         }
     }
 }

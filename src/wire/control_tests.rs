@@ -12,18 +12,22 @@ fn hello() -> Hello {
         writable: true,
         takeover: false,
         known_epoch: 5,
+        known_identity: Some([8; 16]),
+        managed: Some(ManagedStore {
+            store: [9; 16],
+            opening: 10,
+        }),
     }
 }
 
 fn welcome() -> Welcome {
     Welcome {
-        version: 1,
+        version: 2,
         features: 0,
         resource_bytes: 1 << 30,
         logical_block_bytes: 512,
         physical_block_bytes: 4096,
         read_only: false,
-        in_memory: true,
         offers: Offers {
             preferred_bytes: 256 << 10,
             max_concurrency: 64,
@@ -33,6 +37,8 @@ fn welcome() -> Welcome {
         },
         has_writer: false,
         instance: [6; 16],
+        identity: [11; 16],
+        generation: Some(12),
         epoch: 7,
         lease_ms: 30_000,
     }
@@ -52,7 +58,7 @@ fn keeps<M: Message + PartialEq + std::fmt::Debug>(message: M, expected: &str) {
 
 #[test]
 fn the_preamble_keeps_its_bytes() {
-    assert_eq!(hex(&Preamble::OURS.encode()), "4246525901000100");
+    assert_eq!(hex(&Preamble::OURS.encode()), "4246525902000200");
     assert_eq!(
         Preamble::decode(b"BFRY\x02\0\x07\0").map(|p| p.version_max),
         Ok(7)
@@ -78,7 +84,7 @@ fn client_messages_keep_their_bytes() {
     keeps(
         ClientMessage::Hello(hello()),
         &format!(
-            "6700000000000000{}",
+            "9100000000000000{}",
             [
                 "01",
                 &zeros,
@@ -97,6 +103,12 @@ fn client_messages_keep_their_bytes() {
                 "00",
                 "05",
                 &zeros,
+                "01",
+                &"08".repeat(16),
+                "01",
+                &"09".repeat(16),
+                "0a",
+                &zeros,
             ]
             .concat()
         ),
@@ -109,15 +121,14 @@ fn server_messages_keep_their_bytes() {
     keeps(
         ServerMessage::Welcome(welcome()),
         &format!(
-            "4c00000000000000{}",
+            "6400000000000000{}",
             [
-                "0100",
+                "0200",
                 "0000000000000000",
                 "0000004000000000",
                 "00020000",
                 "00100000",
                 "00",
-                "01",
                 "00000400",
                 "40000000",
                 "01",
@@ -125,6 +136,8 @@ fn server_messages_keep_their_bytes() {
                 "01",
                 "00",
                 &"06".repeat(16),
+                &"0b".repeat(16),
+                "010c00000000000000",
                 "0700000000000000",
                 "3075000000000000",
             ]
@@ -153,6 +166,7 @@ fn every_refusal_keeps_its_number() {
         Refusal::Stale,
         Refusal::NotNow,
         Refusal::Malformed,
+        Refusal::Replaced,
     ];
     for (number, reason) in all.into_iter().enumerate() {
         let message = String::new();
@@ -218,6 +232,8 @@ proptest! {
         session: u64,
         flags: (bool, bool),
         known_epoch: u64,
+        known_identity: Option<[u8; 16]>,
+        managed: Option<([u8; 16], u64)>,
     ) {
         let message = ClientMessage::Hello(Hello {
             features,
@@ -229,6 +245,8 @@ proptest! {
             writable: flags.0,
             takeover: flags.1,
             known_epoch,
+            known_identity,
+            managed: managed.map(|(store, opening)| ManagedStore { store, opening }),
         });
         let frame = encode(&message).expect("within limits");
         prop_assert_eq!(decode::<ClientMessage>(&frame[4..]), Ok(message));
@@ -251,7 +269,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_hello_is_a_message_or_an_error(at in 0usize..80, byte: u8) {
+    fn a_damaged_hello_is_a_message_or_an_error(at in 0usize..160, byte: u8) {
         let mut body = encode(&ClientMessage::Hello(hello())).expect("short")[4..].to_vec();
         let at = at % body.len();
         body[at] = byte;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blockferry::net::{Remote, RemoteOptions, ServedVolume, Server, ServerConfig};
+use blockferry::net::{Content, Remote, RemoteOptions, ServedVolume, Server, ServerConfig};
 use blockferry::volume::{BackendFuture, Extent, Priority};
 use blockferry::wire::{Ticket, VolumeName};
 use blockferry::{AsyncBackend, Capabilities, ErrorKind};
@@ -168,7 +168,7 @@ pub struct Setup<'a> {
     pub listen: SocketAddr,
     pub lease: Duration,
     pub instance: [u8; 16],
-    pub in_memory: bool,
+    pub content: Content,
     pub read_only: bool,
 }
 
@@ -180,7 +180,7 @@ impl<'a> Setup<'a> {
             listen: "127.0.0.1:0".parse().unwrap(),
             lease: Duration::from_secs(30),
             instance: [1; 16],
-            in_memory: false,
+            content: Content::Name,
             read_only: false,
         }
     }
@@ -214,7 +214,7 @@ impl<'a> Setup<'a> {
             name: disk(),
             backend: Arc::clone(&self.backend),
             read_only: self.read_only,
-            in_memory: self.in_memory,
+            content: self.content.clone(),
             instance: self.instance,
         }
     }
