@@ -112,6 +112,13 @@ async fn a_store_that_comes_back_while_its_dead_process_is_still_connected_goes_
     memory.wait_until_held(1).await;
     let ticket = server.ticket.clone();
     let mut successor = tokio::spawn(async move { store.open(&ticket, false).await.unwrap() });
+    // The process before is out as soon as it is fenced, though its write is still at the backend.
+    let fenced = tokio::time::timeout(PATIENCE, async {
+        while read(&killed, 0, 512).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    fenced.await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(100), &mut successor).await;
     assert!(
         early.is_err(),

@@ -68,6 +68,8 @@ async fn requests_wait_for_a_server_that_is_restarted_under_load_and_go_on() {
     while let Some(worker) = in_time(workers.join_next()).await {
         worker.unwrap();
     }
+    // They may have ended before the last restart.
+    in_time(read(&remote, 0, 512)).await.unwrap();
     assert!(remote.away_since().is_none());
     server.stop().await;
 }
@@ -235,9 +237,10 @@ async fn over_another_instance(
 #[tokio::test]
 async fn a_flush_fails_once_when_unflushed_writes_were_lost() {
     over_another_instance(false, Content::Name, async |remote, memory| {
+        let before = memory.flushes.load(Ordering::SeqCst);
         let lost = in_time(remote.flush()).await.unwrap_err();
         assert_eq!(lost.raw_os_error(), Some(libc::EIO));
-        assert_eq!(memory.flushes.load(Ordering::SeqCst), 0);
+        assert_eq!(memory.flushes.load(Ordering::SeqCst), before);
         write(remote, 0, &[2; 4096]).await.unwrap();
         remote.flush().await.unwrap();
     })
@@ -247,8 +250,9 @@ async fn a_flush_fails_once_when_unflushed_writes_were_lost() {
 #[tokio::test]
 async fn a_flush_goes_on_when_nothing_was_lost() {
     over_another_instance(true, Content::Name, async |remote, memory| {
+        let before = memory.flushes.load(Ordering::SeqCst);
         in_time(remote.flush()).await.unwrap();
-        assert_eq!(memory.flushes.load(Ordering::SeqCst), 2);
+        assert_eq!(memory.flushes.load(Ordering::SeqCst), before + 1);
     })
     .await;
 }

@@ -182,7 +182,7 @@ impl ServedContent {
             .context_io(|| "the server is on its way out")?
     }
 
-    /// The server ends: notes how the file is now, if that can be said.
+    /// The server ends, and the volume is durable: notes how it is now, if that can be said.
     pub(super) async fn settle(&self) {
         if let Err(error) = self.note_rest().await {
             warn!(volume = %self.name, error = error.chain(), "this is no clean end");

@@ -12,7 +12,7 @@ use quinn::{Endpoint, Incoming, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::address;
 use super::buffers::BufferPool;
@@ -41,6 +41,9 @@ const ROTATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the last packets may take when the server stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long it may take to make a volume durable when the server stops.
+const REST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a server is set up.
 #[derive(Debug, Clone)]
@@ -191,7 +194,12 @@ impl Server {
         self.endpoint.close(VarInt::from_u32(0), &[]);
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, self.endpoint.wait_idle()).await;
         for volume in self.gatekeeper.volumes.values() {
-            volume.content.settle().await;
+            if tokio::time::timeout(REST_TIMEOUT, volume.rest())
+                .await
+                .is_err()
+            {
+                warn!(volume = %volume.name, "it could not be made durable in time");
+            }
         }
     }
 
