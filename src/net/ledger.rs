@@ -27,6 +27,20 @@ impl Ledger {
         }
     }
 
+    /// That of a process that took over from a dead one, of whose writes nobody knows which were
+    /// flushed; `instance` acknowledged them.
+    pub(super) fn of_dead_process(instance: [u8; 16]) -> Self {
+        Self {
+            acknowledged: 1,
+            ..Self::new(instance)
+        }
+    }
+
+    /// Whether the next flush has to fail.
+    pub(super) fn owes_failure(&self) -> bool {
+        self.lost
+    }
+
     /// A session with `instance` begins. Says whether writes were lost on the way there.
     pub(super) fn welcomed(&mut self, instance: [u8; 16]) -> Result<(), Lost> {
         if instance == self.instance {

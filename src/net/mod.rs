@@ -7,6 +7,7 @@
 mod address;
 pub mod bare_stream;
 mod buffers;
+mod client_record;
 mod close;
 mod content;
 mod control_stream;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tracing::{error, info, warn};
 
+use super::client_record::ClientRecord;
 use super::close::Close;
 use super::dial::{Dialer, Greeted, Next, NoSession};
-use super::ledger::{Ledger, Lost};
+use super::ledger::Lost;
 use super::remote::{Link, RemoteOptions, Session, Shared};
 use super::state_dir::random;
 use crate::wire::Ticket;
@@ -23,10 +24,12 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A session that lived shorter than this is followed by the next one only after a pause.
 const LIVED_WELL: Duration = Duration::from_secs(1);
 
-/// Makes the first connection. Unlike later ones it has a deadline, and tells what is wrong.
+/// Makes the first connection of this process. Unlike later ones it has a deadline, and tells what is
+/// wrong.
 pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shared> {
     let dialer = Dialer::new(target, options.tls.as_ref())?;
-    let client_id = random()?;
+    let mut client = ClientRecord::open(options.client_file.as_deref())?;
+    let client_id = client.client_id();
     let client_name = options.client_name.clone().unwrap_or_else(host_name);
     if client_name.len() > CLIENT_NAME_BYTES_MAX {
         return Err(Error::new(
@@ -34,7 +37,7 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
             format!("the client's name is longer than {CLIENT_NAME_BYTES_MAX} bytes"),
         ));
     }
-    let mut number = 0;
+    let mut number = client.sessions_before();
     let deadline = tokio::time::Instant::now() + options.connect_timeout;
     let mut backoff = BACKOFF_MIN;
     let mut last = None;
@@ -42,7 +45,7 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
         number += 1;
         let hello = Hello {
             takeover: options.takeover,
-            known_epoch: options.known_epoch.unwrap_or(0),
+            known_epoch: options.known_epoch.unwrap_or(client.epoch()),
             known_identity: options.known_identity,
             ..hello_of(&dialer, &options, client_id, &client_name, number)
         };
@@ -64,6 +67,7 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
     };
     let first = greeted.welcome.clone();
     let geometry = Geometry::new(first.resource_bytes, first.logical_block_bytes)?;
+    let ledger = client.welcomed(&first)?;
     if first.has_writer {
         warn!(volume = %dialer.target(),
               "another host is writing this volume: reads may see a mix of old and new");
@@ -72,11 +76,11 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
     Ok(Shared {
         dialer,
         options,
-        client_id,
+        client: Mutex::new(client),
         client_name,
         next_session: AtomicU64::new(number),
         link: watch::Sender::new(Link::Up(session)),
-        ledger: Mutex::new(Ledger::new(first.instance)),
+        ledger: Mutex::new(ledger),
         first,
         geometry,
     })
@@ -135,7 +139,7 @@ fn give_up(shared: &Shared, why: &str) {
 }
 
 /// Tries for ever. An error is final.
-async fn reconnect(shared: &Shared, mut backoff: Duration) -> Result<(), String> {
+async fn reconnect(shared: &Arc<Shared>, mut backoff: Duration) -> Result<(), String> {
     let since = Instant::now();
     let mut told = None;
     loop {
@@ -151,7 +155,7 @@ async fn reconnect(shared: &Shared, mut backoff: Duration) -> Result<(), String>
             ..hello_of(
                 &shared.dialer,
                 &shared.options,
-                shared.client_id,
+                shared.client().client_id(),
                 &shared.client_name,
                 number,
             )
@@ -159,7 +163,7 @@ async fn reconnect(shared: &Shared, mut backoff: Duration) -> Result<(), String>
         match shared.dialer.greet(hello).await {
             Ok(greeted) => {
                 check_same_volume(&shared.first, &greeted.welcome)?;
-                take_up(shared, session_of(greeted, number), since.elapsed());
+                take_up(shared, session_of(greeted, number), since.elapsed()).await;
                 return Ok(());
             }
             Err(NoSession {
@@ -177,11 +181,14 @@ async fn reconnect(shared: &Shared, mut backoff: Duration) -> Result<(), String>
     }
 }
 
-fn take_up(shared: &Shared, session: Session, away: Duration) {
+async fn take_up(shared: &Arc<Shared>, session: Session, away: Duration) {
     if let Err(Lost) = shared.ledger().welcomed(session.instance) {
         error!(volume = %shared.dialer.target(),
                "the server started anew and has lost writes that were not flushed; \
                 the next flush will fail");
+    }
+    if !shared.ledger().owes_failure() {
+        shared.settle_with(session.instance).await;
     }
     info!(volume = %shared.dialer.target(), away_ms = away.as_millis() as u64, "connected again");
     // A volume that was closed in the meantime stays so.

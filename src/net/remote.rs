@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -10,11 +11,12 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tracing::{error, warn};
 
+use super::client_record::ClientRecord;
 use super::close::Close;
 use super::control_stream::{read_message, write_message};
 use super::dial::Dialer;
 use super::exchange::{Exchange, Fault};
-use super::ledger::{Ledger, Lost};
+use super::ledger::Ledger;
 use super::reconnect;
 use super::tls::TlsFiles;
 use crate::volume::{BackendFuture, Errno, Extent, Priority};
@@ -53,6 +55,9 @@ pub struct RemoteOptions {
     pub client_name: Option<String>,
     /// Certificates of a CA, for a target without a secret.
     pub tls: Option<TlsFiles>,
+    /// A file, in a directory that exists, to keep what it takes to go on after this process has
+    /// died. What is there already is gone on with: as the same client, under the same lease.
+    pub client_file: Option<PathBuf>,
 }
 
 impl Default for RemoteOptions {
@@ -66,6 +71,7 @@ impl Default for RemoteOptions {
             connect_timeout: Duration::from_secs(10),
             client_name: None,
             tls: None,
+            client_file: None,
         }
     }
 }
@@ -84,7 +90,7 @@ pub struct Remote {
 pub(super) struct Shared {
     pub(super) dialer: Dialer,
     pub(super) options: RemoteOptions,
-    pub(super) client_id: [u8; 16],
+    pub(super) client: Mutex<ClientRecord>,
     pub(super) client_name: String,
     pub(super) next_session: AtomicU64,
     pub(super) link: watch::Sender<Link>,
@@ -121,7 +127,8 @@ impl Remote {
     /// `Unreachable` after the timeout; `Unauthenticated` for a server with another certificate
     /// and for a secret that is refused; `NotFound` for an unknown volume; `Protocol` for a peer
     /// of another version; `ReadOnly` for one that cannot be written; `Busy` while another writer
-    /// holds the lease; `Fenced` and `Replaced` where what the options know is not so any more.
+    /// holds the lease; `Fenced` and `Replaced` where what the options know is not so any more, or
+    /// another writer has held the lease since the process that we go on for.
     pub async fn connect(target: Ticket, options: RemoteOptions) -> Result<Arc<Self>> {
         let shared = Arc::new(reconnect::first(target, options).await?);
         let supervisor = tokio::spawn(reconnect::keep_up(Arc::clone(&shared))).abort_handle();
@@ -235,11 +242,12 @@ impl Remote {
         loop {
             let session = self.session().await?;
             let begun = self.shared.ledger().begin_flush();
-            let covered = begun.map_err(|Lost| {
+            let Ok(covered) = begun else {
                 error!(volume = %self.shared.dialer.target(),
                        "a flush fails: writes were lost when the server started anew");
-                io::Error::from(Errno::EIO)
-            })?;
+                self.shared.settle_with(session.instance).await;
+                return Err(Errno::EIO.into());
+            };
             let tried = async {
                 let mut exchange = Exchange::open(&session.connection, request).await?;
                 exchange.ask(&[]).await?;
@@ -328,6 +336,18 @@ impl Drop for Remote {
 impl Shared {
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn client(&self) -> MutexGuard<'_, ClientRecord> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps that `instance` has all writes that matter from now on.
+    pub(super) async fn settle_with(self: &Arc<Self>, instance: [u8; 16]) {
+        let shared = Arc::clone(self);
+        let keep = move || shared.client().settled_with(instance);
+        // It ends early only with the runtime.
+        let _ = tokio::task::spawn_blocking(keep).await;
     }
 
     pub(super) fn next_session(&self) -> u64 {
