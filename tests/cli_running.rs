@@ -7,14 +7,18 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use blockferry::device::DeviceRecord;
+use blockferry::device::{DeviceRecord, UblkRecord};
 use blockferry::ops::{self, Claim, Running, Status, control};
 use blockferry::volume::Counters;
 use blockferry::{Error, ErrorKind};
 use tempfile::TempDir;
 
 /// A number that no ublk driver gives.
-const NO_DEVICE: DeviceRecord = DeviceRecord::Ublk { id: 1_000_000 };
+const NO_DEVICE: DeviceRecord = DeviceRecord::Ublk(UblkRecord {
+    id: 1_000_000,
+    mark: 0,
+    recovery: None,
+});
 
 fn blockferry(root: &TempDir, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blockferry"));

@@ -1,7 +1,9 @@
 //! From a URL to an open resource.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::volume::{
     AsyncBackend, FileOptions, FileStore, Geometry, MemoryMap, Pooled, instance, size::parse_size,
@@ -20,6 +22,8 @@ pub struct OpenOptions {
     /// For a file that a ring will drive, with page-aligned buffers: past the page cache where that
     /// is possible.
     pub direct_io: bool,
+    /// How long to wait for whoever holds the lock of a file.
+    pub lock_patience: Duration,
 }
 
 /// What a resource is, once it is open.
@@ -148,7 +152,7 @@ fn open_memory(url: &str, size: &str, options: &OpenOptions) -> Result<Resource>
 }
 
 fn open_file(url: &str, path: &str, options: &OpenOptions) -> Result<Resource> {
-    let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+    let path = path_of(path);
     if path.as_os_str().is_empty() {
         return Err(Error::new(
             ErrorKind::InvalidInput,
@@ -162,6 +166,7 @@ fn open_file(url: &str, path: &str, options: &OpenOptions) -> Result<Resource> {
             direct_alignment_bytes: options
                 .direct_io
                 .then_some(options.block_bytes.unwrap_or(512)),
+            lock_patience: options.lock_patience,
         },
     )?;
     Ok(Resource {
@@ -171,6 +176,23 @@ fn open_file(url: &str, path: &str, options: &OpenOptions) -> Result<Resource> {
         instance: instance::of_boot()?,
         kind: Kind::File(Arc::new(store)),
     })
+}
+
+fn path_of(rest: &str) -> &Path {
+    Path::new(rest.strip_prefix("//").unwrap_or(rest))
+}
+
+/// The URL by which a local resource is found again: of two that name the same file they are equal.
+/// What is no file, or not there, stays as it is.
+pub fn canonical(url: &str) -> String {
+    let path = match url.split_once(':') {
+        Some(("file", rest)) => fs::canonicalize(path_of(rest)),
+        _ => return url.to_owned(),
+    };
+    match path.as_deref().map(Path::to_str) {
+        Ok(Some(path)) => format!("file:{path}"),
+        _ => url.to_owned(),
+    }
 }
 
 /// The geometry that the options ask for; never finer than what the resource can address.
@@ -205,6 +227,25 @@ mod tests {
         ] {
             let error = open(url, &OpenOptions::default()).expect_err(url);
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_has_one_canonical_url_however_it_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path().canonicalize().expect("a path");
+        fs::write(dir.join("disk.img"), "x").expect("written");
+        std::os::unix::fs::symlink("disk.img", dir.join("link")).expect("made");
+        let dir = dir.display();
+        for url in [
+            format!("file:{dir}/disk.img"),
+            format!("file://{dir}/./disk.img"),
+            format!("file:{dir}/link"),
+        ] {
+            assert_eq!(canonical(&url), format!("file:{dir}/disk.img"));
+        }
+        for url in ["mem:1GiB", "file:/no/such/file", "nonsense", "file:"] {
+            assert_eq!(canonical(url), url);
         }
     }
 

@@ -60,7 +60,12 @@ fn arguments() -> impl Iterator<Item = OsString> {
 pub(super) fn settle(directory: &Path, device: &Path) -> Result<()> {
     let path = directory.join(LOG);
     let context = || format!("cannot log to {}", path.display());
-    let log = File::create(&path).context_io(context)?;
+    // A process before this one may have said why it died.
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .context_io(context)?;
     let nothing = File::options()
         .read(true)
         .write(true)

@@ -10,7 +10,8 @@ use super::output;
 ///
 /// A line for each: its name, the device, the resource behind it, size, mode, for how long it has
 /// been running, reads and writes, errors, and whether its process is alive. What is `dead` is
-/// cleaned up by `blockferry stop NAME`.
+/// cleaned up by `blockferry stop NAME`; what is `dead, recoverable` has I/O that waits until
+/// `blockferry recover NAME` goes on with it.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  blockferry list\n  blockferry list --json | jq -r '.[].device'"
@@ -81,6 +82,7 @@ pub(super) fn state(entry: &Entry) -> &'static str {
         Life::Alive if entry.status.is_none() => "silent",
         Life::Alive => "alive",
         Life::Starting => "starting",
+        Life::Dead if entry.recoverable => "dead, recoverable",
         Life::Dead => "dead",
     }
 }

@@ -8,6 +8,8 @@ mod logging;
 mod man;
 mod mount;
 mod output;
+mod recover;
+mod repeat;
 mod serve;
 mod serving;
 mod signals;
@@ -39,6 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Mount(mount::Args),
+    Recover(recover::Args),
     Serve(serve::Args),
     Ticket(ticket::Args),
     List(list::Args),
@@ -58,6 +61,7 @@ pub(crate) fn run() -> ExitCode {
     }
     let result = match cli.verb {
         Verb::Mount(args) => mount::run(&args),
+        Verb::Recover(args) => recover::run(&args),
         Verb::Serve(args) => serve::run(&args),
         Verb::Ticket(args) => ticket::run(&args),
         Verb::List(args) => list::run(&args),
@@ -73,5 +77,16 @@ pub(crate) fn run() -> ExitCode {
             cli.logging.failure(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The arguments of the program as those of a `mount`.
+fn parse_mount(arguments: &[String]) -> Result<mount::Args, String> {
+    let program = std::iter::once("blockferry");
+    let cli = Cli::try_parse_from(program.chain(arguments.iter().map(String::as_str)));
+    match cli.map(|cli| cli.verb) {
+        Ok(Verb::Mount(args)) => Ok(args),
+        Ok(_) => Err("it is no `mount` command".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }

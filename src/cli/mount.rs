@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockferry::backend::{OpenOptions, Resource, open};
-use blockferry::device::{self, DEPTH_DEFAULT, DEPTH_MAX, DeviceKind, DeviceOptions, QUEUES_MAX};
+use blockferry::backend::{Kind, OpenOptions, Resource, open};
+use blockferry::device::{
+    self, DEPTH_MAX, Device, DeviceKind, DeviceOptions, DeviceRecord, QUEUES_MAX,
+};
 use blockferry::mount::direct;
 use blockferry::net::{Remote, RemoteOptions, TlsFiles};
-use blockferry::ops::{Claim, Name, Running, control};
+use blockferry::ops::{self, Claim, MountRecord, Name, Place, Running, control};
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
 use clap::builder::RangedU64ValueParser;
 use tokio::runtime::Runtime;
@@ -16,15 +18,29 @@ use tokio::sync::Mutex;
 
 use super::detach;
 use super::output;
+use super::repeat;
 use super::serving::{self, Serving};
 use super::signals::Signals;
 use super::ticket_argument::{self, Named};
+
+/// How long the last writes of a process that has died may take: until then they hold the file's
+/// lock.
+const LAST_WRITES_WAIT: Duration = Duration::from_secs(30);
+
+/// The file in the device's run-time directory that keeps who we are to the server.
+const CLIENT_FILE: &str = "client.json";
 
 /// Makes a resource a block device on this host and prints the device's path
 ///
 /// RESOURCE is a ticket that `blockferry serve` printed, or a local resource. It runs until it is
 /// told to end: by SIGINT, SIGTERM or `blockferry stop`. Then it flushes and removes the device. A
 /// device that somebody still has open stays; a second signal removes it all the same.
+///
+/// When it is killed, a ublk device of a file or of a remote volume is left behind, and whoever uses
+/// it waits. The same command again, or `blockferry recover NAME`, goes on with it: all that is lost
+/// is time. Until somebody does that, or removes it with `blockferry stop NAME`, everything that
+/// touches the device hangs; --no-recovery has its I/O fail instead. A FUSE device and one of memory
+/// end with their process.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   blockferry mount @disk.ticket --direct
@@ -61,10 +77,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u16>::new().range(1..=QUEUES_MAX.into()))]
     queues: Option<u16>,
 
-    /// How many requests each queue holds
-    #[arg(long, value_name = "N", default_value_t = DEPTH_DEFAULT,
-          value_parser = RangedU64ValueParser::<u16>::new().range(1..=DEPTH_MAX.into()))]
-    depth: u16,
+    /// How many requests each queue holds [default: 128]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u16>::new().range(1..=DEPTH_MAX.into()))]
+    depth: Option<u16>,
 
     /// The device's logical block in bytes: 512, 1024, 2048 or 4096 [default: the resource's own]
     #[arg(long, value_name = "BYTES")]
@@ -81,6 +96,11 @@ pub(super) struct Args {
     /// Take a remote volume over from the one who writes it; that one is shut out for good
     #[arg(long, conflicts_with = "read_only")]
     takeover: bool,
+
+    /// Should this process be killed, let the device's I/O fail instead of having it wait for
+    /// `blockferry recover`
+    #[arg(long)]
+    no_recovery: bool,
 
     /// Return as soon as the device is ready, and go on in the background
     #[arg(long)]
@@ -130,42 +150,99 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "only direct mounts are built in so far; add --direct",
         ));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .on_thread_start(device::become_io_flusher)
-        .enable_all()
-        .build()
-        .context_io(|| "cannot start the runtime")?;
-    let choice = device::choose(args.device.0)?;
-    // That a better device is not to be had is worth a line unasked.
-    match choice.rejected.is_empty() {
-        true => tracing::info!("{choice}"),
-        false => tracing::warn!("{choice}"),
-    }
     let named = ticket_argument::resolve(args.resource.as_deref())?;
-    let claim = Claim::take(args.name.as_ref(), &named.to_string())?;
-    let signals = {
-        let _guard = runtime.enter();
-        Signals::catch()?
-    };
-    let mut signals = signals;
-    let opened = args.open(&runtime, choice.kind, named, &mut signals)?;
-    let result = args.serve(&runtime, choice.kind, &opened, claim, signals);
-    match &opened.remote {
-        Some(remote) => result.and(
-            runtime
-                .block_on(remote.close())
-                .context_io(|| "cannot give the volume back to its server"),
-        ),
-        None => result,
-    }
+    let resource = named.canonical();
+    let place = ops::place(args.name.as_ref(), &named.to_string(), &resource)?;
+    let record = repeat::record(args.resource.as_deref(), resource)?;
+    args.run_at(named, place, record)
 }
 
 impl Args {
+    /// The arguments of a mount that is repeated after its process has died.
+    pub(super) fn repeated(self, detached: bool) -> Self {
+        Self {
+            detach: false,
+            detached,
+            ..self
+        }
+    }
+
+    /// The argument that names what is mounted.
+    pub(super) fn resource(&self) -> Option<&str> {
+        self.resource.as_deref()
+    }
+
+    /// Mounts `named` at a place that is held, and serves it to its end.
+    pub(super) fn run_at(&self, named: Named, place: Place, record: MountRecord) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .on_thread_start(device::become_io_flusher)
+            .enable_all()
+            .build()
+            .context_io(|| "cannot start the runtime")?;
+        let mut signals = {
+            let _guard = runtime.enter();
+            Signals::catch()?
+        };
+        let name = place.claim.name().clone();
+        let takes_over = place.left_over.is_some();
+        let begun = self.kind(&place).and_then(|kind| {
+            let opened = self.open(&runtime, kind, named, &place, &mut signals)?;
+            let serving = self.attach(&runtime, kind, &opened, place, record, signals);
+            if let (Err(_), false, Some(remote)) = (&serving, takes_over, &opened.remote) {
+                let _ = runtime.block_on(remote.close());
+            }
+            Ok((serving?, opened))
+        });
+        let (serving, opened) = match begun {
+            Ok(begun) => begun,
+            Err(error) if takes_over => {
+                // Should queues be served already, their requests wait for the next process: they
+                // would fail if the runtime ended in order. Nor is the lease given back.
+                std::mem::forget(runtime);
+                let what = format!("cannot go on with `{name}`, which stays as it is");
+                return Err(Error::new(error.kind(), what).because(error.chain()));
+            }
+            Err(error) => return Err(error),
+        };
+        let result = runtime.block_on(serving.until_stopped());
+        match &opened.remote {
+            Some(remote) => result.and(
+                runtime
+                    .block_on(remote.close())
+                    .context_io(|| "cannot give the volume back to its server"),
+            ),
+            None => result,
+        }
+    }
+
+    /// The kind of device to make, or the one that is there.
+    fn kind(&self, place: &Place) -> Result<DeviceKind> {
+        if place.left_over.is_some() {
+            let other = self.device.0.is_some_and(|kind| kind != DeviceKind::Ublk);
+            if other || self.no_recovery {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "it is a ublk device that waits to be taken over; to begin anew end it with \
+                     `blockferry stop`",
+                ));
+            }
+            return Ok(DeviceKind::Ublk);
+        }
+        let choice = device::choose(self.device.0)?;
+        // That a better device is not to be had is worth a line unasked.
+        match choice.rejected.is_empty() {
+            true => tracing::info!("{choice}"),
+            false => tracing::warn!("{choice}"),
+        }
+        Ok(choice.kind)
+    }
+
     fn open(
         &self,
         runtime: &Runtime,
         kind: DeviceKind,
         named: Named,
+        place: &Place,
         signals: &mut Signals,
     ) -> Result<Opened> {
         let options = OpenOptions {
@@ -173,6 +250,10 @@ impl Args {
             block_bytes: self.block_size,
             // A FUSE file has users of its own, whose requests need not be whole blocks.
             direct_io: kind == DeviceKind::Ublk,
+            lock_patience: match place.left_over {
+                Some(_) => LAST_WRITES_WAIT,
+                None => Duration::ZERO,
+            },
         };
         let ticket = match named {
             Named::Ticket(ticket) => ticket,
@@ -186,7 +267,7 @@ impl Args {
         let name = ticket.url();
         let remote = runtime.block_on(async {
             tokio::select! {
-                remote = Remote::connect(ticket, self.remote_options()) => remote,
+                remote = Remote::connect(ticket, self.remote_options(kind, place)) => remote,
                 () = signals.next() => Err(Error::new(
                     ErrorKind::TimedOut,
                     "told to end before the server had answered",
@@ -203,7 +284,7 @@ impl Args {
         })
     }
 
-    fn remote_options(&self) -> RemoteOptions {
+    fn remote_options(&self, kind: DeviceKind, place: &Place) -> RemoteOptions {
         let tls = match (&self.ca, &self.cert, &self.key) {
             (Some(ca), Some(certificate), Some(key)) => Some(TlsFiles {
                 ca: ca.clone(),
@@ -216,50 +297,100 @@ impl Args {
             read_only: self.read_only,
             takeover: self.takeover,
             tls,
+            client_file: self
+                .may_recover(kind)
+                .then(|| place.claim.directory().join(CLIENT_FILE)),
             ..RemoteOptions::default()
         }
     }
 
-    /// Makes the device, says where it is, and serves it to its end.
-    fn serve(
+    fn may_recover(&self, kind: DeviceKind) -> bool {
+        kind == DeviceKind::Ublk && !self.no_recovery
+    }
+
+    fn device_options(
+        &self,
+        kind: DeviceKind,
+        resource: &Resource,
+        place: &Place,
+    ) -> DeviceOptions {
+        let usual = DeviceOptions::new(place.claim.name().as_str(), place.claim.directory());
+        let made_with = place.left_over.as_ref().and_then(DeviceRecord::recovery);
+        let (queues, depth) = made_with.map_or((usual.queues, usual.depth), |made_with| {
+            (made_with.queues, made_with.depth)
+        });
+        DeviceOptions {
+            queues: self.queues.unwrap_or(queues),
+            depth: self.depth.unwrap_or(depth),
+            read_only: resource.read_only,
+            recoverable: self.may_recover(kind) && !matches!(resource.kind, Kind::Memory(_)),
+            ..usual
+        }
+    }
+
+    /// Makes the device, or takes it over, and says where it is.
+    fn attach(
         &self,
         runtime: &Runtime,
         kind: DeviceKind,
         opened: &Opened,
-        claim: Claim,
+        place: Place,
+        record: MountRecord,
         signals: Signals,
-    ) -> Result<()> {
+    ) -> Result<Serving> {
         let _guard = runtime.enter();
         let resource = &opened.resource;
-        let usual = DeviceOptions::new(claim.name().as_str(), claim.directory());
-        let options = DeviceOptions {
-            queues: self.queues.unwrap_or(usual.queues),
-            depth: self.depth,
-            read_only: resource.read_only,
-            ..usual
-        };
+        let options = self.device_options(kind, resource, &place);
+        let Place { claim, left_over } = place;
+        let record = repeat::of_resource(record, resource, claim.directory())?;
         let io_timeout = Some(Duration::from_secs(self.io_timeout)).filter(|time| !time.is_zero());
         let mount = direct::mount(resource, options.requests_max(), io_timeout);
-        let device = device::start(kind, mount.volume.clone(), &options)?;
-        let size_bytes = resource.geometry.device_bytes();
-        claim.publish(&Running {
-            read_only: resource.read_only,
-            ..Running::new(device.path(), device.record(), &resource.url, size_bytes)
-        })?;
         let status = serving::status_of(&mount, &options, opened.remote.clone());
         let orders = control::serve(claim.directory(), status)?;
-        match self.detached {
-            true => detach::settle(claim.directory(), device.path())?,
-            false => output::line(device.path().display())?,
+        let takes_over = left_over.is_some();
+        let device = match left_over {
+            None => {
+                repeat::keep(&record, &options, &claim)?;
+                device::start(kind, mount.volume.clone(), &options)?
+            }
+            Some(left_over) => match device::adopt(&left_over, mount.volume.clone(), &options) {
+                Ok(device) => device,
+                Err(error) => {
+                    // As with the runtime: what it may have been asked by now waits, and does not
+                    // fail.
+                    std::mem::forget(mount);
+                    return Err(error);
+                }
+            },
+        };
+        match self.announce(&claim, device.as_ref(), resource) {
+            // Whoever uses it has waited for long enough.
+            Err(error) if takes_over => tracing::error!("{}", error.chain()),
+            announced => announced?,
         }
-        let serving = Serving {
+        if takes_over && let Err(error) = repeat::keep(&record, &options, &claim) {
+            tracing::error!("{}", error.chain());
+        }
+        Ok(Serving {
             claim,
             mount,
             path: device.path().to_owned(),
             device: Arc::new(Mutex::new(device)),
             orders,
             signals,
-        };
-        runtime.block_on(serving.until_stopped())
+        })
+    }
+
+    /// Says where the device is.
+    fn announce(&self, claim: &Claim, device: &dyn Device, resource: &Resource) -> Result<()> {
+        let size_bytes = resource.geometry.device_bytes();
+        claim.publish(&Running {
+            read_only: resource.read_only,
+            ..Running::new(device.path(), device.record(), &resource.url, size_bytes)
+        })?;
+        match self.detached {
+            true => detach::settle(claim.directory(), device.path()),
+            false => output::line(device.path().display()),
+        }
     }
 }

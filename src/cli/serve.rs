@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use blockferry::backend::{self, Kind, OpenOptions, Resource};
 use blockferry::net::{Content, ServedVolume, Server, ServerConfig, TlsFiles, write_private};
+use blockferry::ops;
 use blockferry::wire::{HostPort, VolumeName};
 use blockferry::{Context, Error, ErrorKind, Result};
 use tracing::{info, warn};
@@ -188,6 +189,7 @@ fn names(args: &Args) -> Result<Vec<VolumeName>> {
 }
 
 fn open(url: &str, read_only: bool) -> Result<Resource> {
+    ops::refuse_left_over(&backend::canonical(url))?;
     let options = OpenOptions {
         read_only,
         ..OpenOptions::default()

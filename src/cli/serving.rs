@@ -1,6 +1,7 @@
 //! A device that runs until it is told to end.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use blockferry::device::{Device, DeviceOptions};
 use blockferry::mount::direct::{DirectMount, Fetcher};
 use blockferry::net::Remote;
-use blockferry::ops::{Claim, Command, Control, Order, Status, holders, in_use};
+use blockferry::ops::{Claim, Command, Control, How, Order, Status, holders, in_use};
 use blockferry::{AsyncBackend, Error, ErrorKind, Result};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -140,7 +141,11 @@ impl Serving {
             signals,
             ..
         } = self;
-        let flushing = in_background(device, |device| device.flush());
+        let path = self.path.clone();
+        let flushing = in_background(device, move |device| {
+            sync_file_systems(&path);
+            device.flush()
+        });
         tokio::pin!(flushing);
         loop {
             let patience = tokio::time::sleep(FORCED_FLUSH_WAIT);
@@ -175,6 +180,21 @@ impl Serving {
                 "still there; what waits for the other end fails now"
             );
             self.mount.fetcher.take();
+        }
+    }
+}
+
+/// Has the file systems on the device write back what they have cached, where it is removed from under
+/// them: once the driver stops a device that can be recovered, it takes no writes any more.
+fn sync_file_systems(device: &Path) {
+    let mounted = holders(device).unwrap_or_default().into_iter();
+    for at in mounted.filter_map(|holder| match holder.how {
+        How::Mounted(at) => Some(at),
+        _ => None,
+    }) {
+        let synced = File::open(&at).and_then(|folder| Ok(nix::unistd::syncfs(folder)?));
+        if let Err(error) = synced {
+            tracing::warn!(at = %at.display(), %error, "cannot write back a file system");
         }
     }
 }

@@ -35,6 +35,10 @@ fn facts(entry: &Entry) -> Vec<(&'static str, String)> {
         ("name", entry.name.clone()),
         ("state", list::state(entry).to_owned()),
     ];
+    if entry.recoverable {
+        let recover = format!("`blockferry recover {}` goes on with it", entry.name);
+        facts.push(("requests", format!("wait; {recover}")));
+    }
     if let Some(path) = entry.left_over.as_ref().and_then(|record| record.path()) {
         facts.push(("device", path.display().to_string()));
     }

@@ -7,7 +7,8 @@ use blockferry::ops::{self, Name};
 
 /// Flushes and removes a device, or what a dead process left of it
 ///
-/// A device that somebody still has open stays, and the message says who holds it.
+/// A device that somebody still has open stays, and the message says who holds it. What waits for a
+/// dead one fails.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  blockferry stop disk\n  blockferry stop disk --force --timeout 5"

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use blockferry::backend;
 use blockferry::wire::Ticket;
 use blockferry::wire::ticket::SCHEME;
 use blockferry::{Context, Error, ErrorKind, Result};
@@ -21,6 +22,16 @@ pub(super) enum Named {
     Ticket(Ticket),
     /// A local resource.
     Url(String),
+}
+
+impl Named {
+    /// What it names, in one way of writing it and without the secret.
+    pub(super) fn canonical(&self) -> String {
+        match self {
+            Self::Ticket(ticket) => ticket.url(),
+            Self::Url(url) => backend::canonical(url),
+        }
+    }
 }
 
 impl std::fmt::Display for Named {

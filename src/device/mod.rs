@@ -16,7 +16,7 @@ use crate::volume::Volume;
 use crate::{Error, ErrorKind, Result};
 
 pub use choice::{Choice, choose};
-pub use record::{DeviceRecord, remove_left_over};
+pub use record::{DeviceRecord, Recovery, UblkRecord, adopt, is_left_over, remove_left_over};
 
 /// A kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,10 @@ pub struct DeviceOptions {
     pub depth: u16,
     /// Refuse writes.
     pub read_only: bool,
+    /// When this process dies, let requests wait for one that takes the device over ([`adopt`])
+    /// instead of failing them. For ublk alone, and only for volumes whose bytes outlive the
+    /// process. Who sets it sees to it that somebody comes: until then whoever uses the device hangs.
+    pub recoverable: bool,
 }
 
 impl DeviceOptions {
@@ -86,6 +90,7 @@ impl DeviceOptions {
             queues: processors.min(4) as u16,
             depth: DEPTH_DEFAULT,
             read_only: false,
+            recoverable: false,
         }
     }
 

@@ -1,24 +1,24 @@
-//! How to remove a device whose process has died.
+//! What to know of a device whose process has died: how to remove it, or to take it over.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Device, DeviceOptions};
+use crate::volume::Volume;
 use crate::{Context, Error, ErrorKind, Result};
 
 const FILE: &str = "device.json";
 
-/// What has to be known of a device to remove it after its process has died.
+/// What has to be known of a device to remove it after its process has died, or to take it over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum DeviceRecord {
     /// A ublk device.
-    Ublk {
-        /// The number in `/dev/ublkbN`.
-        id: u32,
-    },
+    Ublk(UblkRecord),
     /// A FUSE mount.
     Fuse {
         /// Where it is mounted.
@@ -28,11 +28,42 @@ pub enum DeviceRecord {
     },
 }
 
+/// What has to be known of a ublk device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UblkRecord {
+    /// The number in `/dev/ublkbN`.
+    pub id: u32,
+    /// A random number that the device was given, by which to know it again: the driver gives the
+    /// number of a device that is gone to the next one. 0 where it is not known.
+    #[serde(default)]
+    pub mark: u64,
+    /// `None`: it ends with its process.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
+}
+
+/// How a device was set up that another process can take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// How many queues were asked for; the driver makes no more than there are processors.
+    pub queues: u16,
+    /// How many requests each queue holds.
+    pub depth: u16,
+}
+
 impl DeviceRecord {
+    /// Whether, and how, another process can take the device over.
+    pub fn recovery(&self) -> Option<Recovery> {
+        match self {
+            Self::Ublk(record) => record.recovery,
+            Self::Fuse { .. } => None,
+        }
+    }
+
     /// The block device or file that applications may still hold open, where the record tells.
     pub fn path(&self) -> Option<PathBuf> {
         match self {
-            Self::Ublk { id } => Some(PathBuf::from(format!("/dev/ublkb{id}"))),
+            Self::Ublk(UblkRecord { id, .. }) => Some(PathBuf::from(format!("/dev/ublkb{id}"))),
             Self::Fuse { loop_device, .. } => loop_device.clone(),
         }
     }
@@ -90,7 +121,47 @@ impl DeviceRecord {
 /// not there any more is no error.
 pub fn remove_left_over(record: &DeviceRecord) -> Result<()> {
     match record {
-        DeviceRecord::Ublk { id } => super::ublk::remove_left_over(*id),
+        DeviceRecord::Ublk(record) => super::ublk::remove_left_over(record),
         DeviceRecord::Fuse { mount_point, .. } => super::fuse::remove_left_over(mount_point),
+    }
+}
+
+/// Whether the device of a process that has died is there and waits to be taken over by [`adopt`].
+/// Waits a while for the kernel to notice the death.
+///
+/// # Errors
+/// What the driver says; `Busy` where the dead process still serves it.
+pub fn is_left_over(record: &DeviceRecord) -> Result<bool> {
+    match record {
+        DeviceRecord::Ublk(record) if record.recovery.is_some() => {
+            super::ublk::is_left_over(record)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Takes over the device of a process that has died, and goes on where that one was: requests that
+/// wait, also those that it had begun, are served again from the volume. It returns when they are.
+///
+/// The volume has to be the one that the device was made for. What can be checked of that is: when
+/// this fails because of it, the device is as it was.
+///
+/// # Errors
+/// `NotFound` for a device that is gone, `Unsupported` for one that cannot be taken over,
+/// `InvalidInput` for a volume or options that do not fit, and what the driver says.
+pub fn adopt(
+    record: &DeviceRecord,
+    volume: Arc<Volume>,
+    options: &DeviceOptions,
+) -> Result<Box<dyn Device>> {
+    options.check()?;
+    match record {
+        DeviceRecord::Ublk(record) => Ok(Box::new(super::ublk::UblkDevice::adopt(
+            record, volume, options,
+        )?)),
+        DeviceRecord::Fuse { .. } => Err(Error::new(
+            ErrorKind::Unsupported,
+            "a FUSE device ends with its process and cannot be taken over",
+        )),
     }
 }

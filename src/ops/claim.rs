@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::directory;
 use super::name::Name;
 use super::state::Running;
+use super::{directory, recovery};
 use crate::device::DeviceRecord;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -167,6 +167,13 @@ impl Claim {
         running.save(&self.directory)
     }
 
+    /// Removes everything that a dead process left in the directory.
+    pub(super) fn empty(&self) -> Result<()> {
+        DeviceRecord::forget(&self.directory)?;
+        remove_all(&self.directory);
+        Ok(())
+    }
+
     /// Whether a process died here: only then is there anything beside the lock.
     fn is_left_over(&self) -> bool {
         !matches!(Running::load(&self.directory), Ok(None))
@@ -176,12 +183,16 @@ impl Claim {
     /// The error for a name under which a process died; keeps what it left.
     fn dead(self) -> Error {
         let name = self.name.clone();
+        let or_recover = match recovery::is_recoverable(&self.directory) {
+            true => format!(", or take it over with `blockferry recover {name}`"),
+            false => String::new(),
+        };
         self.leave();
         Error::new(
             ErrorKind::Busy,
             format!(
                 "the process of the device `{name}` died and left it behind; clean it with \
-                 `blockferry stop {name}`"
+                 `blockferry stop {name}`{or_recover}"
             ),
         )
     }
@@ -248,6 +259,15 @@ fn is_in_place(lock: &File, directory: &Path) -> bool {
 /// Removes what is in the directory, the lock last, and the directory. Goes no deeper: a folder
 /// that is not empty, or has something mounted on it, stays.
 fn clear(directory: &Path) {
+    remove_all(directory);
+    let _ = fs::remove_file(directory.join(LOCK));
+    if let Err(error) = fs::remove_dir(directory) {
+        tracing::warn!(%error, path = %directory.display(), "cannot remove run-time state");
+    }
+}
+
+/// Removes what is in the directory but the lock.
+fn remove_all(directory: &Path) {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name() != LOCK) {
         let path = entry.path();
@@ -259,15 +279,12 @@ fn clear(directory: &Path) {
             tracing::warn!(%error, path = %path.display(), "cannot remove run-time state");
         }
     }
-    let _ = fs::remove_file(directory.join(LOCK));
-    if let Err(error) = fs::remove_dir(directory) {
-        tracing::warn!(%error, path = %directory.display(), "cannot remove run-time state");
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::UblkRecord;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -277,9 +294,17 @@ mod tests {
         text.parse().expect("legal")
     }
 
+    fn device() -> DeviceRecord {
+        DeviceRecord::Ublk(UblkRecord {
+            id: 4_000_000_000,
+            mark: 0,
+            recovery: None,
+        })
+    }
+
     fn leave_dead(root: &Path, text: &str) {
         let claim = Claim::take_named(root, &name(text)).expect("free");
-        let record = DeviceRecord::Ublk { id: 4_000_000_000 };
+        let record = device();
         record.save(claim.directory()).expect("written");
         claim.leave();
     }
@@ -352,7 +377,7 @@ mod tests {
         let other = Claim::take_in(root.path(), None, "file:/disk").expect("free");
         assert_eq!(other.name().as_str(), "disk-2");
         let kept = DeviceRecord::load(&root.path().join("disk")).expect("readable");
-        assert_eq!(kept, Some(DeviceRecord::Ublk { id: 4_000_000_000 }));
+        assert_eq!(kept, Some(device()));
     }
 
     #[test]
@@ -384,7 +409,7 @@ mod tests {
     fn a_device_that_could_not_be_removed_is_not_forgotten() {
         let root = tempfile::tempdir().expect("directory");
         let claim = Claim::take_named(root.path(), &name("disk")).expect("free");
-        let record = DeviceRecord::Ublk { id: 4_000_000_000 };
+        let record = device();
         record.save(claim.directory()).expect("written");
         drop(claim);
         assert_eq!(Claim::is_held(root.path(), &name("disk")), Some(false));

@@ -1,6 +1,7 @@
 //! The control socket of a running device: one JSON line in, one JSON line out.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -149,6 +150,18 @@ where
     let (sender, orders) = mpsc::channel(ORDERS_MAX);
     let listening = tokio::spawn(listen(listener, Arc::new(status), sender));
     Ok(Control { orders, listening })
+}
+
+/// Removes the socket of a process that has died, from a directory that is claimed.
+pub(super) fn remove_socket(directory: &Path) -> Result<()> {
+    let path = directory.join(SOCKET);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(
+            format!("cannot remove {}", path.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
 }
 
 async fn listen<F>(listener: UnixListener, status: Arc<F>, orders: mpsc::Sender<Order>)

@@ -11,8 +11,14 @@ use crate::{Context, Error, ErrorKind, Result};
 /// Names another run-time directory, for tests and for hosts that keep theirs elsewhere.
 const OVERRIDE: &str = "BLOCKFERRY_RUN_DIR";
 
-/// Where the state of this user's running devices is. The directory need not exist.
+/// Where the state of this user's running devices is, as an absolute path. The directory need not
+/// exist.
 pub fn run_directory() -> PathBuf {
+    let path = chosen();
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+fn chosen() -> PathBuf {
     if let Some(path) = non_empty(OVERRIDE) {
         return path;
     }

@@ -3,6 +3,8 @@
 //! ```text
 //! RUN/NAME/lock          held (F_OFD_SETLK) by the living process: this tells alive from dead
 //! RUN/NAME/device.json   how to remove the device, written as soon as there is one
+//! RUN/NAME/mount.json    how to repeat the mount, where the device can be taken over
+//! RUN/NAME/client.json   who we are to the server of a remote volume, likewise
 //! RUN/NAME/state.json    what runs here, written when the device is ready
 //! RUN/NAME/control.sock  one JSON line each way
 //! ```
@@ -15,7 +17,9 @@ pub mod control;
 mod directory;
 pub mod doctor;
 mod holders;
+mod mount_record;
 mod name;
+mod recovery;
 mod running;
 mod state;
 
@@ -23,6 +27,8 @@ pub use claim::Claim;
 pub use control::{Command, Control, Order};
 pub use directory::run_directory;
 pub use holders::{Holder, How, holders, in_use};
+pub use mount_record::MountRecord;
 pub use name::Name;
+pub use recovery::{Place, place, refuse_left_over, take_left_over};
 pub use running::{Entry, Life, running, status, stop};
 pub use state::{Running, Status, redacted, unix_seconds};

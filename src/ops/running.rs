@@ -13,7 +13,7 @@ use super::client::Outcome;
 use super::control::Command;
 use super::name::Name;
 use super::state::{Running, Status};
-use super::{client, directory, holders};
+use super::{client, directory, holders, recovery};
 use crate::device::{self, DeviceRecord};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -29,7 +29,7 @@ const GONE_POLL: Duration = Duration::from_millis(5);
 pub enum Life {
     /// It serves the device.
     Alive,
-    /// It is setting the device up, or removing it.
+    /// It is setting the device up, taking it over from a dead one, or removing it.
     Starting,
     /// It died; its device may be there still.
     Dead,
@@ -42,6 +42,8 @@ pub struct Entry {
     pub name: String,
     /// Whether its process lives.
     pub state: Life,
+    /// Whether it is dead and another process can go on with its device, for which requests wait.
+    pub recoverable: bool,
     /// What runs; `None` while it starts, and where a dead process had not come so far.
     #[serde(flatten)]
     pub running: Option<Running>,
@@ -59,8 +61,14 @@ pub struct Entry {
 /// When the run-time directory cannot be read. That it does not exist is no error.
 pub fn running() -> Result<Vec<Entry>> {
     let root = checked_directory()?;
+    let names = names(&root)?;
+    Ok(names.iter().filter_map(|name| look(&root, name)).collect())
+}
+
+/// The names that somebody has, or had when he died, in order.
+pub(super) fn names(root: &Path) -> Result<Vec<Name>> {
     let cannot = || format!("cannot read the run-time directory {}", root.display());
-    let entries = match fs::read_dir(&root) {
+    let entries = match fs::read_dir(root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.context_io(cannot)?,
     };
@@ -71,7 +79,7 @@ pub fn running() -> Result<Vec<Entry>> {
         names.extend(name.to_str().and_then(|name| name.parse::<Name>().ok()));
     }
     names.sort();
-    Ok(names.iter().filter_map(|name| look(&root, name)).collect())
+    Ok(names)
 }
 
 /// The device of that name.
@@ -119,7 +127,7 @@ fn cannot_stop(name: &Name, error: Error) -> Error {
     Error::new(error.kind(), format!("cannot stop `{name}`")).because(error)
 }
 
-fn unknown(name: &Name) -> Error {
+pub(super) fn unknown(name: &Name) -> Error {
     let names: Vec<_> = running()
         .unwrap_or_default()
         .into_iter()
@@ -147,9 +155,10 @@ fn look(root: &Path, name: &Name) -> Option<Entry> {
         name: name.to_string(),
         state: match (is_held, &running) {
             (false, _) => Life::Dead,
-            (true, None) => Life::Starting,
-            (true, Some(_)) => Life::Alive,
+            (true, Some(running)) if running.is_of_living_process() => Life::Alive,
+            (true, _) => Life::Starting,
         },
+        recoverable: !is_held && recovery::is_recoverable(&directory),
         left_over: match running {
             None if !is_held => DeviceRecord::load(&directory).ok().flatten(),
             _ => None,
@@ -193,10 +202,14 @@ fn clean(root: &Path, name: &Name, force: bool) -> Result<()> {
     match removed.and_then(|()| DeviceRecord::forget(claim.directory())) {
         Ok(()) => Ok(()),
         Err(error) => {
+            let or_recover = match recovery::is_recoverable(claim.directory()) {
+                true => format!("; `blockferry recover {name}` goes on with it"),
+                false => String::new(),
+            };
             claim.leave();
             Err(Error::new(
                 error.kind(),
-                format!("cannot remove what the dead process of `{name}` left"),
+                format!("cannot remove what the dead process of `{name}` left{or_recover}"),
             )
             .because(error))
         }

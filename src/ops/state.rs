@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::device::DeviceRecord;
@@ -56,6 +57,11 @@ impl Running {
         }
     }
 
+    /// Whether the process is there that wrote this, and not just one that takes its device over.
+    pub(super) fn is_of_living_process(&self) -> bool {
+        Path::new("/proc").join(self.pid.to_string()).exists()
+    }
+
     /// Writes the state file, whole or not at all.
     pub(super) fn save(&self, directory: &Path) -> Result<()> {
         let path = directory.join(FILE);
@@ -64,20 +70,7 @@ impl Running {
 
     /// Reads the state file; `None` where there is none.
     pub(super) fn load(directory: &Path) -> Result<Option<Self>> {
-        let path = directory.join(FILE);
-        let metadata = match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.context_io(|| format!("cannot read {}", path.display()))?,
-        };
-        let damaged = || Error::new(ErrorKind::Io, format!("{} is damaged", path.display()));
-        if metadata.len() > STATE_BYTES_MAX {
-            return Err(damaged());
-        }
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.context_io(|| format!("cannot read {}", path.display()))?,
-        };
-        serde_json::from_slice(&text).map_err(|error| damaged().because(error))
+        read_whole(&directory.join(FILE))
     }
 }
 
@@ -137,8 +130,25 @@ pub fn unix_seconds() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
+/// Reads what [`write_whole`] wrote; `None` where there is nothing.
+pub(super) fn read_whole<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.context_io(|| format!("cannot read {}", path.display()))?,
+    };
+    let damaged = || Error::new(ErrorKind::Io, format!("{} is damaged", path.display()));
+    if metadata.len() > STATE_BYTES_MAX {
+        return Err(damaged());
+    }
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.context_io(|| format!("cannot read {}", path.display()))?,
+    };
+    serde_json::from_slice(&text).map_err(|error| damaged().because(error))
+}
+
 /// Writes a file beside its place and moves it there.
-fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)
@@ -155,11 +165,19 @@ fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::UblkRecord;
     use proptest::prelude::*;
 
+    fn device() -> DeviceRecord {
+        DeviceRecord::Ublk(UblkRecord {
+            id: 3,
+            mark: 0,
+            recovery: None,
+        })
+    }
+
     fn running() -> Running {
-        let record = DeviceRecord::Ublk { id: 3 };
-        Running::new(Path::new("/dev/ublkb3"), record, "mem:1GiB", 1 << 30)
+        Running::new(Path::new("/dev/ublkb3"), device(), "mem:1GiB", 1 << 30)
     }
 
     #[test]
@@ -188,7 +206,7 @@ mod tests {
         json["something_new"] = serde_json::json!({ "a": [1, 2] });
         fs::write(directory.path().join(FILE), json.to_string()).expect("written");
         let read = Running::load(directory.path()).expect("readable");
-        assert_eq!(read.expect("there").record, DeviceRecord::Ublk { id: 3 });
+        assert_eq!(read.expect("there").record, device());
         let status: Status = serde_json::from_str(r#"{"queues":2,"new":1}"#).expect("readable");
         assert_eq!(status.queues, 2);
     }

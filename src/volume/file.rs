@@ -4,12 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use serde::{Deserialize, Serialize};
 
 use super::backend::{Backend, Capabilities, Extent};
 use crate::{Context, Error, ErrorKind, Result};
@@ -19,6 +21,9 @@ mod mark;
 
 pub use mark::FileMark;
 
+/// How often it is looked whether a lock has become free.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
 /// How a file is to be opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FileOptions {
@@ -27,6 +32,16 @@ pub struct FileOptions {
     /// Past the page cache where the file allows it at this alignment, in bytes. Good for a ring,
     /// where it also keeps the kernel from handing requests to worker threads.
     pub direct_alignment_bytes: Option<u32>,
+    /// How long to wait for whoever holds its lock: long enough for the last I/O of a process that
+    /// has died, whose rings hold the lock until that is over.
+    pub lock_patience: Duration,
+}
+
+/// Which file it is, whatever its path: the device that it is on, or that it is, and its inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
 }
 
 /// An open file or block device, locked against other users of it.
@@ -34,6 +49,7 @@ pub struct FileOptions {
 pub struct FileStore {
     file: Flock<File>,
     path: PathBuf,
+    id: FileId,
     len_bytes: u64,
     block_device: bool,
     logical_block_bytes: u32,
@@ -56,10 +72,10 @@ impl FileStore {
             .custom_flags(libc::O_CLOEXEC)
             .open(path)
             .context_io(|| format!("cannot open {name}"))?;
-        let kind = file
+        let metadata = file
             .metadata()
-            .context_io(|| format!("cannot examine {name}"))?
-            .file_type();
+            .context_io(|| format!("cannot examine {name}"))?;
+        let kind = metadata.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let what = if kind.is_dir() {
                 "a directory"
@@ -80,7 +96,7 @@ impl FileStore {
                 ),
             ));
         }
-        let file = lock(file, path, options.read_only)?;
+        let file = lock(file, path, options)?;
         let logical_block_bytes = if kind.is_block_device() {
             direct_io::logical_block_bytes(&file)
                 .context_io(|| format!("cannot find the block size of {name}"))?
@@ -96,6 +112,18 @@ impl FileStore {
         Ok(Self {
             file,
             path: path.to_owned(),
+            id: if kind.is_block_device() {
+                // Its node may be made anew.
+                FileId {
+                    device: metadata.rdev(),
+                    inode: 0,
+                }
+            } else {
+                FileId {
+                    device: metadata.dev(),
+                    inode: metadata.ino(),
+                }
+            },
             len_bytes,
             block_device: kind.is_block_device(),
             logical_block_bytes,
@@ -108,6 +136,11 @@ impl FileStore {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which file it is.
+    pub fn id(&self) -> FileId {
+        self.id
     }
 
     /// How long it is.
@@ -182,22 +215,37 @@ impl FileStore {
     }
 }
 
-fn lock(file: File, path: &Path, shared: bool) -> Result<Flock<File>> {
-    let how = if shared {
+fn lock(mut file: File, path: &Path, options: FileOptions) -> Result<Flock<File>> {
+    let how = if options.read_only {
         FlockArg::LockSharedNonblock
     } else {
         FlockArg::LockExclusiveNonblock
     };
-    Flock::lock(file, how).map_err(|(_, errno)| {
+    let deadline = Instant::now() + options.lock_patience;
+    let mut told = false;
+    loop {
+        let errno = match Flock::lock(file, how) {
+            Ok(locked) => return Ok(locked),
+            Err((unlocked, errno)) => {
+                file = unlocked;
+                errno
+            }
+        };
         let name = path.display();
-        match errno {
-            nix::errno::Errno::EWOULDBLOCK => Error::new(
+        if errno != nix::errno::Errno::EWOULDBLOCK {
+            return Err(Error::io(format!("cannot lock {name}"), errno));
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(
                 ErrorKind::Busy,
                 format!("{name} is in use: another process serves or mounts it; stop that first"),
-            ),
-            other => Error::io(format!("cannot lock {name}"), other),
+            ));
         }
-    })
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!(path = %name, "waiting for its lock");
+        }
+        std::thread::sleep(LOCK_POLL);
+    }
 }
 
 fn len_of(file: &File) -> io::Result<u64> {
@@ -340,6 +388,50 @@ mod tests {
             FileStore::open(&path, reader).expect_err("reader").kind(),
             ErrorKind::Busy
         );
+    }
+
+    #[test]
+    fn a_lock_that_becomes_free_in_time_is_taken() {
+        let (_dir, path) = file_of(4096);
+        let first = FileStore::open(&path, FileOptions::default()).expect("first");
+        let patient = FileOptions {
+            lock_patience: Duration::from_secs(60),
+            ..FileOptions::default()
+        };
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| FileStore::open(&path, patient).map(|store| store.id()));
+            let id = first.id();
+            drop(first);
+            let second = second.join().expect("joined").expect("its turn came");
+            assert_eq!(second, id);
+        });
+        let hurried = FileOptions {
+            lock_patience: Duration::from_millis(20),
+            ..FileOptions::default()
+        };
+        let _holder = FileStore::open(&path, FileOptions::default()).expect("free again");
+        let error = FileStore::open(&path, hurried).expect_err("held for longer");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+    }
+
+    #[test]
+    fn another_file_in_the_same_place_has_another_identity() {
+        let (dir, path) = file_of(4096);
+        let reader = FileOptions {
+            read_only: true,
+            ..FileOptions::default()
+        };
+        let first = FileStore::open(&path, reader).expect("first");
+        let again = FileStore::open(&path, reader).expect("again");
+        assert_eq!(first.id(), again.id());
+        let beside = dir.path().join("new.img");
+        File::create(&beside)
+            .expect("made")
+            .set_len(4096)
+            .expect("sized");
+        std::fs::rename(&beside, &path).expect("moved");
+        let other = FileStore::open(&path, reader).expect("other");
+        assert_ne!(first.id(), other.id());
     }
 
     #[test]

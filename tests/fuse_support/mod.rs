@@ -49,6 +49,7 @@ pub(crate) fn serve(url: &str, wish: Wish) -> Served {
         read_only: wish.read_only,
         block_bytes: wish.block_bytes,
         direct_io: true,
+        ..OpenOptions::default()
     };
     serve_resource(&open(url, &options).expect("the resource opens"), wish)
 }
@@ -78,11 +79,10 @@ pub(crate) fn serve_resource(resource: &Resource, wish: Wish) -> Served {
 /// The options for a device in `directory`.
 pub(crate) fn options(directory: &Path, wish: Wish) -> DeviceOptions {
     DeviceOptions {
-        name: "disk".into(),
-        run_directory: directory.to_owned(),
         queues: wish.queues,
         depth: wish.depth,
         read_only: wish.read_only,
+        ..DeviceOptions::new("disk", directory)
     }
 }
 

@@ -141,6 +141,49 @@ impl Control {
         )
     }
 
+    /// The sizes, limits and attributes that a device was given.
+    pub(super) fn params(&mut self, id: u32) -> Result<sys::ublk_params> {
+        let len = size_of::<sys::ublk_params>();
+        self.put(&sys::ublk_params {
+            len: len as u32,
+            ..Default::default()
+        });
+        self.command(
+            "GET_PARAMS",
+            sys::UBLK_U_CMD_GET_PARAMS,
+            id,
+            len,
+            0,
+            COMMAND_TIMEOUT,
+        )?;
+        Ok(self.take())
+    }
+
+    /// Lets this process take the place of the one that served the device and has died. False
+    /// while the driver is not done with that one.
+    pub(super) fn start_recovery(&mut self, id: u32) -> Result<bool> {
+        let name = "START_USER_RECOVERY";
+        let code = sys::UBLK_U_CMD_START_USER_RECOVERY;
+        match self.command(name, code, id, 0, 0, COMMAND_TIMEOUT) {
+            Ok(()) => Ok(true),
+            Err(error) if os_error(&error) == Some(libc::EBUSY) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the requests that wait served by this process. The queues must serve by now.
+    pub(super) fn end_recovery(&mut self, id: u32) -> Result<()> {
+        let pid = u64::from(std::process::id());
+        self.command(
+            "END_USER_RECOVERY",
+            sys::UBLK_U_CMD_END_USER_RECOVERY,
+            id,
+            0,
+            pid,
+            COMMAND_TIMEOUT,
+        )
+    }
+
     /// The processors whose requests go to this queue.
     pub(super) fn queue_cpus(&mut self, id: u32, queue: u16) -> Result<nix::sched::CpuSet> {
         self.data.fill(0);

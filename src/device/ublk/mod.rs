@@ -5,9 +5,12 @@
 mod control;
 pub mod features;
 mod memory;
+mod params;
 mod queue;
+mod recovery;
 
 use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,27 +22,34 @@ use libublk_rs_sys as sys;
 
 use self::control::{Control, DeviceInfo};
 use self::memory::Descriptors;
+use self::params::{RECOVERY, params, wanted};
 use self::queue::{QueueSetup, UblkQueue};
-use super::{Device, DeviceOptions, DeviceRecord};
-use crate::volume::{Volume, memory::UNMAP_BYTES_MAX};
+use super::{Device, DeviceOptions, DeviceRecord, Recovery, UblkRecord};
+use crate::volume::Volume;
 use crate::{Context, Error, ErrorKind, Result};
-
-/// The largest request, in bytes.
-const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
 /// How long the node of a new device may take to appear.
 const NODE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running ublk device.
 pub struct UblkDevice {
-    id: u32,
+    record: UblkRecord,
     path: PathBuf,
     /// Where it is written how to remove the device should this process die.
     run_directory: PathBuf,
     control: Control,
     queues: Vec<JoinHandle<()>>,
     failures: tokio::sync::mpsc::UnboundedReceiver<Error>,
-    removed: bool,
+    when_dropped: WhenDropped,
+}
+
+/// What becomes of the device when it is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WhenDropped {
+    /// It is ours: it goes.
+    Remove,
+    /// It is not ours yet, or not there any more.
+    Leave,
 }
 
 impl UblkDevice {
@@ -50,25 +60,67 @@ impl UblkDevice {
     pub fn start(volume: Arc<Volume>, options: &DeviceOptions) -> Result<Self> {
         let mut control = Control::open()?;
         let features = control.features()?;
-        let info = control.add(wanted(&volume, options, features))?;
+        let mark = random_mark()?;
+        let info = control.add(wanted(&volume, options, features, mark))?;
         tracing::debug!(
             id = info.dev_id,
             flags = format!("{:#x}", info.flags),
             "ublk device added"
         );
-        let mut device = Self {
+        let recovery = Recovery {
+            queues: options.queues,
+            depth: options.depth,
+        };
+        let record = UblkRecord {
             id: info.dev_id,
-            path: PathBuf::from(format!("/dev/ublkb{}", info.dev_id)),
+            mark,
+            recovery: (info.flags & RECOVERY == RECOVERY).then_some(recovery),
+        };
+        // From here on dropping the device removes it.
+        let mut device = Self::new(record, control, options, WhenDropped::Remove);
+        device.record().save(&device.run_directory)?;
+        device.set_up(&volume, options, &info)?;
+        Ok(device)
+    }
+
+    /// Takes over the device that a dead process left; see [`adopt`](super::adopt).
+    pub(super) fn adopt(
+        record: &UblkRecord,
+        volume: Arc<Volume>,
+        options: &DeviceOptions,
+    ) -> Result<Self> {
+        let id = record.id;
+        let mut control = Control::open()?;
+        let gone = || Error::new(ErrorKind::NotFound, format!("ublk device {id} is gone"));
+        let info = recovery::left_over(&mut control, record)?
+            .filter(recovery::is_quiesced)
+            .ok_or_else(gone)?;
+        let found = control.params(id)?;
+        recovery::check(record, &info, &found, &volume, options)?;
+        recovery::begin(&mut control, id)?;
+        let mut device = Self::new(record.clone(), control, options, WhenDropped::Leave);
+        let character = device.open_queues()?;
+        device.start_queues(&volume, &info, &character)?;
+        device.control.end_recovery(id)?;
+        device.when_dropped = WhenDropped::Remove;
+        Ok(device)
+    }
+
+    fn new(
+        record: UblkRecord,
+        control: Control,
+        options: &DeviceOptions,
+        when_dropped: WhenDropped,
+    ) -> Self {
+        Self {
+            path: PathBuf::from(format!("/dev/ublkb{}", record.id)),
+            record,
             run_directory: options.run_directory.clone(),
             control,
             queues: Vec::new(),
             failures: tokio::sync::mpsc::unbounded_channel().1,
-            removed: false,
-        };
-        // From here on dropping the device removes it.
-        device.record().save(&device.run_directory)?;
-        device.set_up(&volume, options, &info)?;
-        Ok(device)
+            when_dropped,
+        }
     }
 
     fn set_up(
@@ -77,14 +129,20 @@ impl UblkDevice {
         options: &DeviceOptions,
         info: &DeviceInfo,
     ) -> Result<()> {
-        self.control.set_params(self.id, &params(volume, options))?;
-        let character = open_node(Path::new(&format!("/dev/ublkc{}", self.id)))?;
+        self.control
+            .set_params(self.record.id, &params(volume, options))?;
+        let character = self.open_queues()?;
         self.start_queues(volume, info, &character)?;
-        self.control.start(self.id)?;
+        self.control.start(self.record.id)?;
         wait_for_node(&self.path)
     }
 
+    fn open_queues(&self) -> Result<Arc<File>> {
+        open_node(Path::new(&format!("/dev/ublkc{}", self.record.id)))
+    }
+
     /// Starts a thread for each queue and waits until all have handed their tags to the driver.
+    /// None of them does before all are able to: then little is left that could go wrong.
     fn start_queues(
         &mut self,
         volume: &Arc<Volume>,
@@ -93,11 +151,18 @@ impl UblkDevice {
     ) -> Result<()> {
         let (failed, failures) = tokio::sync::mpsc::unbounded_channel();
         self.failures = failures;
-        let (ready, all_ready) = mpsc::channel();
+        let (done, all_done) = mpsc::channel();
+        // Dropping them ends the threads that wait.
+        let mut go = Vec::new();
         for number in 0..info.nr_hw_queues {
-            let cpus = self.control.queue_cpus(self.id, number)?;
-            let descriptors = Descriptors::map(character, number, info.queue_depth)
-                .context_io(|| format!("cannot map queue {number} of ublk device {}", self.id))?;
+            let cpus = self.control.queue_cpus(self.record.id, number)?;
+            let descriptors =
+                Descriptors::map(character, number, info.queue_depth).context_io(|| {
+                    format!(
+                        "cannot map queue {number} of ublk device {}",
+                        self.record.id
+                    )
+                })?;
             let setup = QueueSetup {
                 volume: volume.clone(),
                 queue: number,
@@ -107,42 +172,62 @@ impl UblkDevice {
                 zero_copy: info.flags & u64::from(sys::UBLK_F_AUTO_BUF_REG) != 0,
                 request_bytes_max: info.max_io_buf_bytes,
             };
-            let (ready, failed, character) = (ready.clone(), failed.clone(), character.clone());
+            let (say_go, told) = mpsc::channel();
+            go.push(say_go);
+            let thread = QueueThread {
+                told,
+                done: done.clone(),
+                failed: failed.clone(),
+            };
+            let character = character.clone();
             let thread = thread::Builder::new()
-                .name(format!("ublk{}-q{number}", self.id))
+                .name(format!("ublk{}-q{number}", self.record.id))
                 .spawn(move || {
                     pin(number, &cpus);
-                    serve_queue(setup, &ready, &failed);
+                    thread.run(setup);
                     drop(character);
                 })
                 .context_io(|| format!("cannot start the thread of queue {number}"))?;
             self.queues.push(thread);
         }
-        drop(ready);
-        for _ in 0..info.nr_hw_queues {
-            all_ready
-                .recv()
-                .map_err(|_| Error::new(ErrorKind::Io, "a queue's thread ended before it served"))?
-                .context_io(|| format!("cannot serve a queue of ublk device {}", self.id))?;
+        drop(done);
+        let wait_for_all = || -> Result<()> {
+            for _ in 0..info.nr_hw_queues {
+                all_done
+                    .recv()
+                    .map_err(|_| {
+                        Error::new(ErrorKind::Io, "a queue's thread ended before it served")
+                    })?
+                    .context_io(|| {
+                        format!("cannot serve a queue of ublk device {}", self.record.id)
+                    })?;
+            }
+            Ok(())
+        };
+        wait_for_all()?;
+        for thread in go {
+            // One that has gone is missed by the next line.
+            let _ = thread.send(());
         }
-        Ok(())
+        wait_for_all()
     }
 
     /// Stops the device, waits for its threads and gives its number back. The order matters: the
     /// queues serve what the kernel still writes while it stops, and the driver deletes a device
     /// only when nobody holds its queues.
     fn remove(&mut self) -> Result<()> {
-        if self.removed {
+        if self.when_dropped == WhenDropped::Leave {
             return Ok(());
         }
-        self.control.stop(self.id)?;
+        let id = self.record.id;
+        self.control.stop(id)?;
         for queue in self.queues.drain(..) {
             if queue.join().is_err() {
-                tracing::error!(id = self.id, "a queue's thread panicked");
+                tracing::error!(id, "a queue's thread panicked");
             }
         }
-        self.control.delete(self.id)?;
-        self.removed = true;
+        self.control.delete(id)?;
+        self.when_dropped = WhenDropped::Leave;
         DeviceRecord::forget(&self.run_directory)
     }
 
@@ -160,7 +245,7 @@ impl Device for UblkDevice {
     }
 
     fn record(&self) -> DeviceRecord {
-        DeviceRecord::Ublk { id: self.id }
+        DeviceRecord::Ublk(self.record.clone())
     }
 
     fn ended(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Error> + Send + '_>> {
@@ -168,7 +253,10 @@ impl Device for UblkDevice {
             self.failures.recv().await.unwrap_or_else(|| {
                 Error::new(
                     ErrorKind::Io,
-                    format!("ublk device {} was stopped by somebody else", self.id),
+                    format!(
+                        "ublk device {} was stopped by somebody else",
+                        self.record.id
+                    ),
                 )
             })
         })
@@ -185,120 +273,85 @@ impl Device for UblkDevice {
 
 impl Drop for UblkDevice {
     fn drop(&mut self) {
+        if self.when_dropped == WhenDropped::Leave && !self.queues.is_empty() {
+            let id = self.record.id;
+            tracing::warn!(
+                id,
+                "not taken over; nobody else can before this process ends"
+            );
+        }
         if let Err(error) = self.remove() {
-            tracing::error!(id = self.id, %error, "the ublk device could not be removed");
+            tracing::error!(id = self.record.id, %error, "the ublk device could not be removed");
         }
     }
 }
 
-/// Removes a device whose process has died. It ends at once: such a device has no requests.
+/// Whether the device is there and waits to be taken over.
+pub(super) fn is_left_over(record: &UblkRecord) -> Result<bool> {
+    let left_over = recovery::left_over(&mut Control::open()?, record)?;
+    Ok(left_over.is_some_and(|info| recovery::is_quiesced(&info)))
+}
+
+/// Removes a device whose process has died. What waits for it fails.
 ///
 /// # Errors
-/// `Busy` when another process serves a device of that number by now.
-pub(super) fn remove_left_over(id: u32) -> Result<()> {
+/// `Busy` where it is still being served.
+pub(super) fn remove_left_over(record: &UblkRecord) -> Result<()> {
     let mut control = Control::open()?;
-    let Some(info) = control.info(id)? else {
+    if recovery::left_over(&mut control, record)?.is_none() {
         return Ok(());
-    };
-    if info.state == sys::UBLK_S_DEV_LIVE as u16 && is_alive(info.ublksrv_pid) {
-        return Err(Error::new(
-            ErrorKind::Busy,
-            format!(
-                "ublk device {id} belongs to process {} by now",
-                info.ublksrv_pid
-            ),
-        ));
     }
-    control.stop(id)?;
-    control.delete(id)
+    control.stop(record.id)?;
+    control.delete(record.id)
 }
 
-fn is_alive(pid: i32) -> bool {
-    pid > 0 && Path::new(&format!("/proc/{pid}")).exists()
+/// A number that no other device has, and not 0.
+fn random_mark() -> Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut bytes))
+        .context_io(|| "cannot read random bytes from /dev/urandom")?;
+    Ok(u64::from_ne_bytes(bytes).max(1))
 }
 
-/// What to ask of the driver for this volume.
-fn wanted(volume: &Volume, options: &DeviceOptions, features: u64) -> DeviceInfo {
-    let zero_copy = u64::from(sys::UBLK_F_SUPPORT_ZERO_COPY | sys::UBLK_F_AUTO_BUF_REG);
-    let mut flags = 0;
-    if volume.takes_registered_buffers() && features & zero_copy == zero_copy {
-        flags |= zero_copy;
-    }
-    DeviceInfo {
-        nr_hw_queues: options.queues,
-        queue_depth: options.depth,
-        max_io_buf_bytes: REQUEST_BYTES_MAX,
-        ublksrv_pid: std::process::id() as i32,
-        flags,
-        ..Default::default()
-    }
+/// A queue's thread, and those who wait for it.
+struct QueueThread {
+    /// That all queues are prepared.
+    told: mpsc::Receiver<()>,
+    /// One message when it is prepared, another when its tags are the driver's.
+    done: mpsc::Sender<io::Result<()>>,
+    failed: tokio::sync::mpsc::UnboundedSender<Error>,
 }
 
-/// The device's sizes, limits and attributes.
-fn params(volume: &Volume, options: &DeviceOptions) -> sys::ublk_params {
-    let geometry = volume.geometry();
-    let mut attrs = 0;
-    if options.read_only || volume.is_read_only() {
-        attrs |= sys::UBLK_ATTR_READ_ONLY;
-    }
-    if volume.has_volatile_cache() {
-        attrs |= sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
-    }
-    let block_bytes = geometry.logical_block_bytes();
-    let block_shift = block_bytes.trailing_zeros() as u8;
-    let page_shift = geometry.physical_block_bytes().trailing_zeros() as u8;
-    let mut params = sys::ublk_params {
-        len: size_of::<sys::ublk_params>() as u32,
-        types: sys::UBLK_PARAM_TYPE_BASIC,
-        basic: sys::ublk_param_basic {
-            attrs,
-            logical_bs_shift: block_shift,
-            physical_bs_shift: page_shift,
-            io_opt_shift: page_shift,
-            io_min_shift: page_shift,
-            max_sectors: REQUEST_BYTES_MAX >> 9,
-            chunk_sectors: 0,
-            dev_sectors: geometry.device_bytes() >> 9,
-            virt_boundary_mask: 0,
-        },
-        ..Default::default()
-    };
-    // Zeros can be written anywhere; discards are offered where they do something.
-    params.types |= sys::UBLK_PARAM_TYPE_DISCARD;
-    let range_sectors = (UNMAP_BYTES_MAX >> 9) as u32;
-    params.discard = sys::ublk_param_discard {
-        discard_granularity: block_bytes.max(geometry.physical_block_bytes()),
-        max_discard_sectors: if volume.can_discard() {
-            range_sectors
-        } else {
-            0
-        },
-        max_write_zeroes_sectors: range_sectors,
-        max_discard_segments: 1,
-        ..Default::default()
-    };
-    params
-}
-
-fn serve_queue(
-    setup: QueueSetup,
-    ready: &mpsc::Sender<std::io::Result<()>>,
-    failed: &tokio::sync::mpsc::UnboundedSender<Error>,
-) {
-    super::become_io_flusher();
-    let number = setup.queue;
-    let queue = match UblkQueue::start(setup) {
-        Ok(queue) => {
-            let _ = ready.send(Ok(()));
-            queue
-        }
-        Err(error) => {
-            let _ = ready.send(Err(error));
+impl QueueThread {
+    fn run(self, setup: QueueSetup) {
+        super::become_io_flusher();
+        let number = setup.queue;
+        let Some(mut queue) = self.say(UblkQueue::prepare(setup)) else {
+            return;
+        };
+        if self.told.recv().is_err() {
             return;
         }
-    };
-    if let Err(error) = queue.serve() {
-        let _ = failed.send(Error::io(format!("queue {number} failed"), error));
+        if self.say(queue.hand_over()).is_none() {
+            // The driver may have some of its buffers by now.
+            std::mem::forget(queue);
+            return;
+        }
+        if let Err(error) = queue.serve() {
+            let _ = self
+                .failed
+                .send(Error::io(format!("queue {number} failed"), error));
+        }
+    }
+
+    fn say<T>(&self, result: io::Result<T>) -> Option<T> {
+        let (value, told) = match result {
+            Ok(value) => (Some(value), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let _ = self.done.send(told);
+        value
     }
 }
 

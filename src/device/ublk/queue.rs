@@ -40,14 +40,15 @@ pub(super) struct UblkQueue {
     buffers: Option<TagBuffers>,
     engine: EngineQueue,
     ring: QueueRing,
+    depth: u16,
     /// Tags whose fetch command the driver holds, or whose request the engine holds.
     live: u32,
 }
 
 impl UblkQueue {
-    /// Sets the queue up on the calling thread, which has to serve it, and hands all tags to the
-    /// driver.
-    pub(super) fn start(setup: QueueSetup) -> io::Result<Self> {
+    /// Sets the queue up on the calling thread, which has to serve it. The driver knows nothing of it
+    /// yet.
+    pub(super) fn prepare(setup: QueueSetup) -> io::Result<Self> {
         let mut ring = QueueRing::new(setup.depth)?;
         let engine = EngineQueue::new(setup.volume.clone(), setup.depth)?;
         if setup.volume.needs_bell() {
@@ -59,20 +60,25 @@ impl UblkQueue {
         } else {
             Some(TagBuffers::new(setup.depth, setup.request_bytes_max)?)
         };
-        let mut queue = Self {
+        Ok(Self {
             fd: types::Fd(setup.fd),
             queue: setup.queue,
             descriptors: setup.descriptors,
             buffers,
             engine,
             ring,
-            live: u32::from(setup.depth),
-        };
-        for tag in 0..setup.depth {
-            queue.give_to_driver(Tag(tag), sys::UBLK_U_IO_FETCH_REQ, 0)?;
+            depth: setup.depth,
+            live: 0,
+        })
+    }
+
+    /// Hands all tags to the driver, which may hand requests over from then on.
+    pub(super) fn hand_over(&mut self) -> io::Result<()> {
+        for tag in 0..self.depth {
+            self.live += 1;
+            self.give_to_driver(Tag(tag), sys::UBLK_U_IO_FETCH_REQ, 0)?;
         }
-        queue.ring.submit_and_wait(false)?;
-        Ok(queue)
+        self.ring.submit_and_wait(false)
     }
 
     /// Serves until the driver has taken every tag back, which it does when the device stops.

@@ -76,11 +76,13 @@ pub fn examine() -> Report {
         Err(error) => (None, error.chain(), Vec::new()),
     };
     let ublk = choice::ublk();
+    let recovery = recovery(ublk.as_deref());
     Report {
         kernel: kernel(),
         ublk_features: ublk.clone().unwrap_or_default(),
         findings: vec![
             Finding::new("ublk", ublk.map(|features| features.join(" "))),
+            Finding::new("recovery", recovery),
             Finding::new("nbd", nbd()),
             Finding::new("fuse", choice::fuse()),
             Finding::new("fusermount3", choice::fusermount()),
@@ -103,6 +105,19 @@ fn kernel() -> String {
     match nix::sys::utsname::uname() {
         Ok(name) => name.release().to_string_lossy().into_owned(),
         Err(error) => format!("unknown: {error}"),
+    }
+}
+
+/// Whether a device outlives its process.
+fn recovery(ublk_features: Result<&[String], &Lack>) -> Result<String, Lack> {
+    let features =
+        ublk_features.map_err(|_| Lack::for_good("only ublk devices outlive their process"))?;
+    let has = |name: &str| features.iter().any(|feature| feature == name);
+    match has("USER_RECOVERY") && has("USER_RECOVERY_REISSUE") {
+        true => Ok("a device whose process is killed waits for `blockferry recover`".to_owned()),
+        false => Err(Lack::for_good(
+            "the ublk driver lets a device end with its process (Linux 6.1 and later do not)",
+        )),
     }
 }
 
