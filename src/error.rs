@@ -32,6 +32,12 @@ pub enum ErrorKind {
     TimedOut,
     /// The resource cannot be written.
     ReadOnly,
+    /// What was kept on this machine is damaged; nothing of it was used.
+    Damaged,
+    /// What was kept on this machine belongs to something else: another origin, size or version.
+    Foreign,
+    /// There are local writes that the origin does not have, and that would be lost.
+    Dirty,
     /// Anything that the operating system reported and that is none of the above.
     Io,
 }

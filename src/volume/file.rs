@@ -96,7 +96,24 @@ impl FileStore {
                 ),
             ));
         }
-        let file = lock(file, path, options)?;
+        Self::from_locked(lock(file, path, options)?, path, options)
+    }
+
+    /// A store of a file that is open and locked already: a regular file or a block device.
+    ///
+    /// # Errors
+    /// What the operating system reports about the file.
+    pub(super) fn from_locked(
+        file: Flock<File>,
+        path: &Path,
+        options: FileOptions,
+    ) -> Result<Self> {
+        let name = path.display();
+        let len_bytes = len_of(&file).context_io(|| format!("cannot find the size of {name}"))?;
+        let metadata = file
+            .metadata()
+            .context_io(|| format!("cannot examine {name}"))?;
+        let kind = metadata.file_type();
         let logical_block_bytes = if kind.is_block_device() {
             direct_io::logical_block_bytes(&file)
                 .context_io(|| format!("cannot find the block size of {name}"))?
@@ -215,7 +232,11 @@ impl FileStore {
     }
 }
 
-fn lock(mut file: File, path: &Path, options: FileOptions) -> Result<Flock<File>> {
+/// Locks an open file: shared for reading, exclusive for writing.
+///
+/// # Errors
+/// `Busy` when somebody else holds the lock for as long as the options have patience.
+pub(super) fn lock(mut file: File, path: &Path, options: FileOptions) -> Result<Flock<File>> {
     let how = if options.read_only {
         FlockArg::LockSharedNonblock
     } else {

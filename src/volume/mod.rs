@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod bell;
 pub mod buffer;
+pub mod cache;
 pub mod counters;
 pub mod file;
 pub mod geometry;

@@ -1,0 +1,155 @@
+//! Getting rid of a cache, or of what is clean in it.
+
+use std::io;
+use std::path::Path;
+
+use super::files::{OsDirectory, StoreDirectory, StoreFile};
+use super::inspect::no_cache;
+use super::live::LivePlace;
+use super::map_file::MAP;
+use super::meta::{META, META_NEW, Meta};
+use super::open::Place;
+use super::{DATA, Found, OpenedCache, lock, meta, page};
+use crate::volume::StateMap;
+use crate::volume::geometry::BlockRange;
+use crate::{Context, Error, ErrorKind, Result};
+
+/// What may be lost when a cache is discarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discard {
+    /// Only what the origin has as well.
+    Clean,
+    /// Local writes, too; and a cache that is damaged, of which nobody can say what is in it.
+    EvenDirty,
+}
+
+/// Removes a cache that nobody uses. The directory stays, empty.
+///
+/// # Errors
+/// `Busy` while a process has it, `Dirty` where local writes would be lost and may not, `NotFound`
+/// where there is no cache, `Damaged` for one that cannot be read as far as needed, and what the
+/// operating system reports.
+pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
+    let place = Place::at(path, run_directory)?;
+    let directory = OsDirectory::at(path);
+    let meta = match place.read_meta() {
+        Ok(None) if !begins_with(&directory, MAP, page::MAGIC) => return Err(no_cache(path)),
+        Err(error) if !begins_like_a_cache(&directory) => return Err(error),
+        other => other,
+    };
+    let data = lock::open_data(&directory, path, true)?;
+    if what == Discard::Clean {
+        let meta = meta?.ok_or_else(|| no_cache(path))?;
+        let dirty_bytes = place.held(&meta)?.dirty_bytes;
+        if dirty_bytes != 0 {
+            let what = format!("has {dirty_bytes} bytes of local writes that the origin lacks");
+            return Err(place.refuse(ErrorKind::Dirty, what));
+        }
+        return remove(&place, &*lock::plain(&data, path)?, Some(meta));
+    }
+    remove(&place, &*lock::plain(&data, path)?, meta.ok().flatten())
+}
+
+fn begins_like_a_cache(directory: &OsDirectory) -> bool {
+    begins_with(directory, META, meta::MAGIC) || begins_with(directory, MAP, page::MAGIC)
+}
+
+fn begins_with(directory: &OsDirectory, name: &str, magic: &[u8; 8]) -> bool {
+    let mut found = [0; 8];
+    let file = directory.open(name);
+    file.and_then(|file| file.read_exact_at(&mut found, 0))
+        .is_ok()
+        && found == *magic
+}
+
+/// At every moment of it there is a cache that is empty or being made, or none.
+fn remove(place: &Place, data: &dyn StoreFile, meta: Option<Meta>) -> Result<()> {
+    let directory = &*place.directory;
+    let remove = || {
+        if let Some(mut meta) = meta {
+            meta.making = true;
+            meta.write(directory)?;
+            LivePlace::new(&place.run_directory, meta.store).remove()?;
+        }
+        data.set_len(0)?;
+        data.sync_data()?;
+        directory.remove(MAP)?;
+        directory.sync()?;
+        for name in [META, META_NEW, DATA] {
+            directory.remove(name)?;
+        }
+        directory.sync()
+    };
+    remove().context_io(|| format!("cannot remove the cache in {}", place.name))
+}
+
+impl OpenedCache {
+    /// Drops what the origin has as well: it may have changed since. What is dirty stays.
+    ///
+    /// # Errors
+    /// `Busy` when somebody has the map or the checkpointer already, and what the operating system
+    /// reports. The cache is closed then.
+    pub fn drop_clean(self) -> Result<Self> {
+        let Self {
+            directory,
+            data,
+            map,
+            mut checkpointer,
+            found,
+        } = self;
+        drop(map);
+        let map = checkpointer.map_mut().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Busy,
+                format!("the cache in {} is in use", directory.path().display()),
+            )
+        })?;
+        map.drop_clean();
+        // Only when it is durable that they are absent their bytes may go.
+        checkpointer
+            .checkpoint()
+            .and_then(|()| checkpointer.punch_absent())
+            .context_io(|| format!("cannot drop what is in {}", directory.path().display()))?;
+        let map = checkpointer.map();
+        let found = Found::of(found.state, &map);
+        Ok(Self {
+            directory,
+            data,
+            map,
+            checkpointer,
+            found,
+        })
+    }
+}
+
+/// Gives the space of everything that is absent back.
+pub(super) fn punch_absent(map: &StateMap, data: &dyn StoreFile) -> io::Result<()> {
+    let all = map.blocks();
+    let mut run = BlockRange::new(0, 0);
+    let mut at = all.first;
+    loop {
+        let next = map.next_absent(at, all.end);
+        match next {
+            Some(next) if next.first == run.end => run.end = next.end,
+            _ => {
+                punch(data, run)?;
+                match next {
+                    Some(next) => run = next,
+                    None => return Ok(()),
+                }
+            }
+        }
+        at = run.end;
+    }
+}
+
+fn punch(data: &dyn StoreFile, run: BlockRange) -> io::Result<()> {
+    if run.is_empty() {
+        return Ok(());
+    }
+    match data.punch(run.start().0, run.len_bytes()) {
+        // Then it takes space; that is all.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => other,
+    }
+}

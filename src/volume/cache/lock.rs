@@ -1,0 +1,99 @@
+//! Who has a cache: the lock on `data`.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::fcntl::Flock;
+
+use super::DATA;
+use super::files::{OsDirectory, OsFile};
+use crate::volume::file;
+use crate::{Context, Error, ErrorKind, Result};
+
+/// How often somebody may remove `data` between our opening it and our locking it.
+const TRIES_MAX: usize = 16;
+
+/// Opens `data` and locks it.
+///
+/// # Errors
+/// `Busy`, with who has it; `NotFound` where there is none and none is to be made.
+pub(super) fn open_data(directory: &OsDirectory, path: &Path, create: bool) -> Result<Flock<File>> {
+    let cannot = || format!("cannot open `{DATA}` in {}", path.display());
+    for _ in 0..TRIES_MAX {
+        let data = directory.open_file(DATA, create).context_io(cannot)?;
+        let data = lock_data(data, path)?;
+        if still_named(&data, path).context_io(cannot)? {
+            return Ok(data);
+        }
+    }
+    Err(Error::new(ErrorKind::Busy, cannot()))
+}
+
+fn lock_data(data: File, path: &Path) -> Result<Flock<File>> {
+    let holder = holder(&data);
+    file::lock(data, path, file::FileOptions::default()).map_err(|error| {
+        match (error.kind(), holder) {
+            (ErrorKind::Busy, Some(pid)) => Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "the cache in {} is in use by process {pid}; stop that first",
+                    path.display()
+                ),
+            ),
+            _ => error,
+        }
+    })
+}
+
+/// Whether the file that we have locked still is the one in the directory.
+fn still_named(data: &File, path: &Path) -> io::Result<bool> {
+    let ours = data.metadata()?;
+    match std::fs::symlink_metadata(path.join(DATA)) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A locked file, as long as no store has been made of it.
+pub(super) fn plain(data: &Flock<File>, path: &Path) -> Result<Box<OsFile>> {
+    let same = data
+        .try_clone()
+        .context_io(|| format!("cannot open `{DATA}` in {}", path.display()))?;
+    Ok(Box::new(OsFile(same)))
+}
+
+/// The process that has locked `data`; see [`holder`].
+pub(super) fn holder_of(directory: &OsDirectory) -> Option<u32> {
+    holder(&directory.open_file(DATA, false).ok()?)
+}
+
+/// The process that has locked a file, as the kernel lists it; none if nobody has, or it cannot be
+/// seen from here.
+fn holder(file: &File) -> Option<u32> {
+    let metadata = file.metadata().ok()?;
+    let device = metadata.dev();
+    let place = format!(
+        "{:02x}:{:02x}:{}",
+        nix::sys::stat::major(device),
+        nix::sys::stat::minor(device),
+        metadata.ino()
+    );
+    holder_in(&std::fs::read_to_string("/proc/locks").ok()?, &place)
+}
+
+/// `12: FLOCK  ADVISORY  WRITE 3049 00:25:1234 0 EOF`; who waits for a lock has `->` behind the
+/// number.
+fn holder_in(locks: &str, place: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields[..] {
+            [_, "FLOCK", _, _, pid, at, ..] if at == place => {
+                pid.parse().ok().filter(|pid| *pid != 0)
+            }
+            _ => None,
+        }
+    })
+}

@@ -1,0 +1,207 @@
+//! The local store of a managed mount: `data`, `map` and `meta` in a directory of its own.
+//!
+//! `data` has the blocks, `map` says which of them count after a crash of the machine (the
+//! checkpoint), and `meta` says what they belong to. As long as the machine runs the live map
+//! counts instead, which is in the run-time directory: see [`state_map`](super::state_map).
+
+mod checkpointer;
+mod discard;
+mod fields;
+mod files;
+mod header;
+mod inspect;
+mod layout;
+mod live;
+mod load;
+mod lock;
+mod map_file;
+mod meta;
+mod open;
+mod page;
+mod record;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use checkpointer::Checkpointer;
+pub use discard::{Discard, discard};
+pub use inspect::{CacheReport, Contents, Held, inspect};
+pub use layout::CACHE_BYTES_MAX;
+pub use meta::ORIGIN_NAME_BYTES_MAX;
+
+use self::files::{DataFile, OsDirectory};
+use self::meta::MetaFile;
+use self::open::{Place, Started};
+use super::file::{FileOptions, FileStore};
+use super::state_map::StateMap;
+use crate::{Context, Error, ErrorKind, Result};
+
+/// The name of the file with the blocks.
+const DATA: &str = "data";
+
+/// What a cache is to be.
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// How long the resource is; at most [`CACHE_BYTES_MAX`].
+    pub size_bytes: u64,
+    /// The chunk that is fetched at once.
+    pub chunk_bytes: u64,
+    /// What the origin says that it is.
+    pub identity: [u8; 16],
+    /// What people call the origin, without secrets. What is above [`ORIGIN_NAME_BYTES_MAX`] is
+    /// cut off.
+    pub origin_name: String,
+    /// On a disk. Otherwise the cache lives in memory, and the live map alone says what it holds.
+    pub persistent: bool,
+    /// Where the live map is: in memory, and only for this user.
+    pub run_directory: PathBuf,
+    /// How many requests the queues have under way at most (queues × depth).
+    pub in_flight_slots: u32,
+    /// See [`FileOptions::direct_alignment_bytes`].
+    pub direct_alignment_bytes: Option<u32>,
+}
+
+/// What a cache held when it was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where that is known from.
+    pub state: FoundState,
+    /// How much.
+    pub held: Held,
+}
+
+impl Found {
+    fn of(state: FoundState, map: &StateMap) -> Self {
+        Self {
+            state,
+            held: Held::of(map),
+        }
+    }
+}
+
+/// Where it is known from what a cache holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoundState {
+    /// It was made just now.
+    Fresh,
+    /// A process died, and its live map goes on.
+    Continued,
+    /// The checkpoint counts.
+    FromCheckpoint {
+        /// The number of the commit.
+        sequence: u64,
+        /// Why no live map does. After a clean stop there is none.
+        because: String,
+    },
+}
+
+/// The directory of an open cache. It is locked as long as `data` of [`OpenedCache`] lives.
+#[derive(Debug)]
+pub struct CacheDirectory {
+    path: PathBuf,
+    meta: Mutex<MetaFile>,
+}
+
+/// An open cache.
+#[derive(Debug)]
+pub struct OpenedCache {
+    /// What the directory says of itself.
+    pub directory: CacheDirectory,
+    /// The blocks.
+    pub data: Arc<FileStore>,
+    /// Which of them count.
+    pub map: Arc<StateMap>,
+    /// What makes that durable.
+    pub checkpointer: Checkpointer,
+    /// What was found.
+    pub found: Found,
+}
+
+impl CacheDirectory {
+    /// Opens the cache in a directory, or makes one where the directory is missing or empty.
+    ///
+    /// # Errors
+    /// `Busy` when another process has it, `Foreign` when it belongs to something else (nothing of
+    /// it was used or changed), `Damaged` when files are missing or not as they were written,
+    /// `InvalidInput` for what cannot become a cache, and what the operating system reports.
+    pub fn open(path: &Path, options: &CacheOptions) -> Result<OpenedCache> {
+        check_sizes(options)?;
+        let name = path.display();
+        let directory =
+            OsDirectory::make(path).context_io(|| format!("cannot make the directory {name}"))?;
+        let data = lock::open_data(&directory, path, true)?;
+        let place = Place::at(path, &options.run_directory)?;
+        let meta = place.prepare(&*lock::plain(&data, path)?, options)?;
+        let file_options = FileOptions {
+            read_only: false,
+            direct_alignment_bytes: options.direct_alignment_bytes,
+            ..FileOptions::default()
+        };
+        let data = Arc::new(FileStore::from_locked(
+            data,
+            &path.join(DATA),
+            file_options,
+        )?);
+        let started = place.start(Arc::new(DataFile(data.clone())), meta, options)?;
+        let Started {
+            map,
+            checkpointer,
+            meta,
+            found,
+        } = started;
+        Ok(OpenedCache {
+            directory: Self {
+                path: path.to_owned(),
+                meta: Mutex::new(meta),
+            },
+            data,
+            map,
+            checkpointer,
+            found,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The epoch of the lease under which it was written last; 0 before the first one.
+    pub fn epoch(&self) -> u64 {
+        self.meta().get().epoch
+    }
+
+    /// Notes the epoch, durably.
+    ///
+    /// # Errors
+    /// What the operating system reports; the epoch is then the old one or the new one.
+    pub fn set_epoch(&self, epoch: u64) -> Result<()> {
+        if self.epoch() == epoch {
+            return Ok(());
+        }
+        self.meta()
+            .change(|meta| meta.epoch = epoch)
+            .context_io(|| format!("cannot note the epoch in {}", self.path.display()))
+    }
+
+    fn meta(&self) -> MutexGuard<'_, MetaFile> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn check_sizes(options: &CacheOptions) -> Result<()> {
+    if (1..=CACHE_BYTES_MAX).contains(&options.size_bytes) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "a cache can be for 1 to {CACHE_BYTES_MAX} bytes, not for {}",
+            options.size_bytes
+        ),
+    ))
+}
+
+#[cfg(all(test, not(blockferry_loom)))]
+mod tests;

@@ -1,0 +1,328 @@
+//! Opening a cache: what its files say, which of its states counts, and making one where there is
+//! none.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::checkpointer::Checkpointer;
+use super::files::{StoreDirectory, StoreFile};
+use super::live::LivePlace;
+use super::map_file::{MAP, MapFile, MapKind};
+use super::meta::{META_NEW, Meta, MetaFile};
+use super::{CacheOptions, DATA, Found, FoundState};
+use crate::volume::StateMap;
+use crate::volume::geometry::BLOCK_BYTES;
+use crate::volume::instance;
+use crate::volume::state_map::{AdoptError, LiveMap, LiveMapKey};
+use crate::{Context, Error, ErrorKind, Result};
+
+/// Where a cache is and in which boot.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) directory: Arc<dyn StoreDirectory>,
+    pub(super) run_directory: PathBuf,
+    pub(super) boot_id: [u8; 16],
+    /// What messages call it.
+    pub(super) name: String,
+}
+
+/// What opening gives.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) map: Arc<StateMap>,
+    pub(super) checkpointer: Checkpointer,
+    pub(super) meta: MetaFile,
+    pub(super) found: Found,
+}
+
+/// How long `data` is for a resource of so many bytes.
+pub(super) fn data_bytes(size_bytes: u64) -> u64 {
+    size_bytes.next_multiple_of(BLOCK_BYTES)
+}
+
+impl Place {
+    /// Looks at the files and makes those that are missing, in a directory that is empty or where
+    /// somebody died while making them. `data` is locked.
+    ///
+    /// # Errors
+    /// `Foreign` for a cache of something else, `Damaged`, `InvalidInput` for a directory with other
+    /// things in it, and what the operating system reports.
+    pub(super) fn prepare(&self, data: &dyn StoreFile, options: &CacheOptions) -> Result<Meta> {
+        match self.read_meta()? {
+            Some(meta) if !meta.making => {
+                self.check_belongs(&meta, options)?;
+                self.check_data(data, &meta)?;
+                Ok(meta)
+            }
+            Some(_) => self.make(data, options),
+            None => {
+                self.refuse_unless_empty(data)?;
+                self.make(data, options)
+            }
+        }
+    }
+
+    pub(super) fn read_meta(&self) -> Result<Option<Meta>> {
+        Meta::read(&*self.directory).map_err(|error| self.about(error))
+    }
+
+    pub(super) fn about(&self, error: Error) -> Error {
+        let kind = error.kind();
+        Error::new(kind, format!("cannot use the cache in {}", self.name)).because(error)
+    }
+
+    pub(super) fn refuse(&self, kind: ErrorKind, what: String) -> Error {
+        Error::new(kind, format!("the cache in {} {what}", self.name))
+    }
+
+    fn check_belongs(&self, meta: &Meta, options: &CacheOptions) -> Result<()> {
+        let foreign = |what| Err(self.refuse(ErrorKind::Foreign, what));
+        if meta.identity != options.identity {
+            return foreign(format!("belongs to another origin ({})", meta.origin_name));
+        }
+        if meta.size_bytes != options.size_bytes {
+            return foreign(format!(
+                "is for {} bytes, and the origin has {}",
+                meta.size_bytes, options.size_bytes
+            ));
+        }
+        if meta.chunk_bytes != options.chunk_bytes {
+            return foreign(format!(
+                "has chunks of {} bytes, not of {}",
+                meta.chunk_bytes, options.chunk_bytes
+            ));
+        }
+        if meta.persistent != options.persistent {
+            return foreign(if meta.persistent {
+                "is one on a disk, and not in memory".to_owned()
+            } else {
+                "is one in memory, and not on a disk".to_owned()
+            });
+        }
+        Ok(())
+    }
+
+    fn check_data(&self, data: &dyn StoreFile, meta: &Meta) -> Result<()> {
+        let len_bytes = data
+            .len_bytes()
+            .context_io(|| format!("cannot examine `{DATA}` in {}", self.name))?;
+        let expected = data_bytes(meta.size_bytes);
+        if len_bytes == expected {
+            return Ok(());
+        }
+        let what = format!("is damaged: `{DATA}` has {len_bytes} bytes, not {expected}");
+        Err(self.refuse(ErrorKind::Damaged, what))
+    }
+
+    fn refuse_unless_empty(&self, data: &dyn StoreFile) -> Result<()> {
+        let cannot = || format!("cannot look at {}", self.name);
+        let names = self.directory.names().context_io(cannot)?;
+        let ours = [DATA, META_NEW, "lost+found"];
+        if let Some(other) = names.iter().find(|name| !ours.contains(&name.as_str())) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "{} is no cache, and has other things in it (`{other}`); name an empty directory",
+                    self.name
+                ),
+            ));
+        }
+        if data.len_bytes().context_io(cannot)? != 0 {
+            let what = format!("is damaged: there is `{DATA}`, but no `meta`");
+            return Err(self.refuse(ErrorKind::Damaged, what));
+        }
+        Ok(())
+    }
+
+    /// Makes an empty cache. Until it is opened `meta` says that there is nothing in it.
+    fn make(&self, data: &dyn StoreFile, options: &CacheOptions) -> Result<Meta> {
+        let meta = Meta {
+            making: true,
+            persistent: options.persistent,
+            store: instance::fresh()?,
+            identity: options.identity,
+            size_bytes: options.size_bytes,
+            chunk_bytes: options.chunk_bytes,
+            epoch: 0,
+            open_counter: 0,
+            origin_name: options.origin_name.clone(),
+        };
+        let make = || {
+            meta.write(&*self.directory)?;
+            if meta.persistent {
+                MapFile::create(&*self.directory.create(MAP)?, map_kind(&meta))?;
+            } else {
+                self.directory.remove(MAP)?;
+            }
+            data.set_len(0)?;
+            data.set_len(data_bytes(meta.size_bytes))?;
+            data.sync_data()?;
+            self.directory.sync()
+        };
+        make().context_io(|| format!("cannot make the cache in {}", self.name))?;
+        Ok(meta)
+    }
+
+    /// Finds the state that counts, and puts it into a state map.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub(super) fn start(
+        &self,
+        data: Arc<dyn StoreFile>,
+        meta: Meta,
+        options: &CacheOptions,
+    ) -> Result<Started> {
+        LivePlace::make_directory(&self.run_directory)?;
+        let live = LivePlace::new(&self.run_directory, meta.store);
+        let file = meta
+            .persistent
+            .then(|| self.load_map(&*data, &meta, &live))
+            .transpose()?;
+        let mut meta = MetaFile::new(self.directory.clone(), meta);
+        let (map, state) = match self.adopt(&meta, &live, options)? {
+            Ok(map) => (map, FoundState::Continued),
+            Err(_) if meta.get().making => {
+                let map = self.restore(&mut meta, &live, None, options)?;
+                (map, FoundState::Fresh)
+            }
+            Err(because) => {
+                let file = file.as_ref().ok_or_else(|| {
+                    self.refuse(
+                        ErrorKind::Damaged,
+                        format!("is in memory, and its live map cannot be used: {because}"),
+                    )
+                })?;
+                let map = self.restore(&mut meta, &live, Some(file), options)?;
+                let sequence = file.committed.header.sequence;
+                (map, FoundState::FromCheckpoint { sequence, because })
+            }
+        };
+        let found = Found::of(state, &map);
+        let map = Arc::new(map);
+        let checkpointer = Checkpointer::new(map.clone(), data, live, file);
+        checkpointer
+            .hold_missing_intents()
+            .context_io(|| format!("cannot write to the cache in {}", self.name))?;
+        Ok(Started {
+            map,
+            checkpointer,
+            meta,
+            found,
+        })
+    }
+
+    fn load_map(&self, data: &dyn StoreFile, meta: &Meta, live: &LivePlace) -> Result<MapFile> {
+        let file = match self.directory.open(MAP) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let what = format!("is damaged: there is no `{MAP}`");
+                return Err(self.refuse(ErrorKind::Damaged, what));
+            }
+            other => other.context_io(|| format!("cannot open `{MAP}` in {}", self.name))?,
+        };
+        if live.is_failed() {
+            // What memory has of the files may never have reached the disk.
+            let forget = data.forget_cached().and_then(|()| file.forget_cached());
+            forget.context_io(|| format!("cannot read the cache in {} anew", self.name))?;
+        }
+        MapFile::load(file, map_kind(meta)).map_err(|error| self.about(error))
+    }
+
+    /// The live map that a dead process left; the text says why there is none that counts.
+    fn adopt(
+        &self,
+        meta: &MetaFile,
+        live: &LivePlace,
+        options: &CacheOptions,
+    ) -> Result<Result<StateMap, String>> {
+        if meta.get().making {
+            return Ok(Err("nobody has opened it".to_owned()));
+        }
+        if live.is_failed() {
+            return Ok(Err("a sync of the cache had failed".to_owned()));
+        }
+        let key = live_key(meta.get(), self.boot_id, options.in_flight_slots);
+        match LiveMap::adopt(live.map(), &key) {
+            Ok(adopted) => {
+                let cannot = || format!("cannot use the live map of the cache in {}", self.name);
+                Ok(Ok(StateMap::new(adopted).context_io(cannot)?))
+            }
+            Err(AdoptError::Slots { found, expected }) => Err(self.refuse(
+                ErrorKind::InvalidInput,
+                format!(
+                    "was in use with at most {found} requests at once when its process died, and \
+                     {expected} are wanted now; open it with as many as before, and stop it once"
+                ),
+            )),
+            Err(AdoptError::Io(error)) => Err(Error::io(
+                format!("cannot open the live map of the cache in {}", self.name),
+                error,
+            )),
+            Err(mismatch) => Ok(Err(mismatch.to_string())),
+        }
+    }
+
+    /// A new live map with what the checkpoint has, or an empty one.
+    fn restore(
+        &self,
+        meta: &mut MetaFile,
+        live: &LivePlace,
+        file: Option<&MapFile>,
+        options: &CacheOptions,
+    ) -> Result<StateMap> {
+        let durable = || format!("cannot write to the cache in {}", self.name);
+        let made = || format!("cannot make a live map for the cache in {}", self.name);
+        // From here on no older live map counts.
+        meta.change(|meta| meta.open_counter += 1)
+            .context_io(durable)?;
+        let new = LiveMap::create(
+            live.map(),
+            &live_key(meta.get(), self.boot_id, options.in_flight_slots),
+        );
+        let map = StateMap::restored(new.context_io(made)?, |map| restore_all(map, file))
+            .map_err(|RestoreError(error)| self.about(error))?;
+        live.clear_failure().context_io(made)?;
+        if meta.get().making {
+            meta.change(|meta| meta.making = false)
+                .context_io(durable)?;
+        }
+        Ok(map)
+    }
+}
+
+struct RestoreError(Error);
+
+impl From<io::Error> for RestoreError {
+    fn from(error: io::Error) -> Self {
+        Self(Error::io("cannot make its live map", error))
+    }
+}
+
+fn restore_all(map: &mut StateMap, file: Option<&MapFile>) -> Result<(), RestoreError> {
+    let Some(file) = file else { return Ok(()) };
+    for (region, entry) in file.touched() {
+        let snapshot = file.snapshot(region).map_err(RestoreError)?;
+        map.restore(region, &snapshot, entry.intent)?;
+    }
+    Ok(())
+}
+
+pub(super) fn map_kind(meta: &Meta) -> MapKind {
+    MapKind {
+        store: meta.store,
+        size_bytes: meta.size_bytes,
+        chunk_bytes: meta.chunk_bytes,
+    }
+}
+
+/// What a live map has to say of itself to belong to a cache.
+pub(super) fn live_key(meta: &Meta, boot_id: [u8; 16], queue_slots: u32) -> LiveMapKey {
+    LiveMapKey {
+        boot_id,
+        store_uuid: meta.store,
+        open_counter: meta.open_counter,
+        size_bytes: meta.size_bytes,
+        queue_slots,
+    }
+}
