@@ -97,7 +97,7 @@ impl Misses {
                     .expect("the ring works");
             }
             self.ring.recycle(completions);
-            self.queue.collect(|_, outcome| {
+            self.queue.collect(&mut self.ring, |_, _, outcome| {
                 outcome.expect("the other thread answers with success");
                 waiting -= 1;
             });

@@ -109,6 +109,11 @@ impl<B: Backend> Faulty<B> {
         }
     }
 
+    /// The backend behind it, which does not fail.
+    pub fn inner(&self) -> &B {
+        &self.inner
+    }
+
     /// Adds a rule; the first one that matches a call counts.
     pub fn plan(&self, rule: Rule) {
         self.lock().rules.push(rule);

@@ -2,3 +2,4 @@
 
 mod deadline;
 pub mod direct;
+pub mod managed;

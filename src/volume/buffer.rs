@@ -14,6 +14,8 @@ pub struct RequestMemory {
 
 // SAFETY: it stands for exclusive access to plain bytes, which any thread may use.
 unsafe impl Send for RequestMemory {}
+// SAFETY: shared, it only lets its bytes be read.
+unsafe impl Sync for RequestMemory {}
 
 impl RequestMemory {
     /// The `len_bytes` at `address`.

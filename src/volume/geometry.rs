@@ -102,6 +102,43 @@ impl BlockRange {
         Self::new(first, end.max(first))
     }
 
+    /// This block alone.
+    pub fn of(block: BlockIndex) -> Self {
+        Self::new(block.0, block.0 + 1)
+    }
+
+    /// The regions that have a block of the range.
+    pub fn regions(self) -> impl Iterator<Item = RegionIndex> {
+        let end = match self.is_empty() {
+            true => self.first.region().0,
+            false => BlockIndex(self.end.0 - 1).region().0 + 1,
+        };
+        (self.first.region().0..end).map(RegionIndex)
+    }
+
+    /// The range in parts, each within one chunk of `chunk_bytes`, a multiple of a block.
+    pub fn by_chunk(self, chunk_bytes: u64) -> impl Iterator<Item = (ChunkIndex, Self)> {
+        let mut rest = self;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let chunk = rest.start().chunk(chunk_bytes);
+            let chunk_end = ChunkIndex(chunk.0 + 1).start(chunk_bytes).block();
+            Some((chunk, rest.take(chunk_end.0 - rest.first.0)))
+        })
+    }
+
+    /// Takes at most `blocks` from its beginning.
+    pub fn take(&mut self, blocks: u64) -> Self {
+        let taken = Self {
+            first: self.first,
+            end: BlockIndex(self.first.0.saturating_add(blocks)).min(self.end),
+        };
+        self.first = taken.end;
+        taken
+    }
+
     /// How many blocks there are.
     pub fn len(self) -> u64 {
         self.end.0.saturating_sub(self.first.0)
@@ -361,6 +398,29 @@ mod tests {
             }
             prop_assert_eq!(touched.len(), touched.iter().count() as u64);
             prop_assert_eq!(inside.intersection(touched), inside);
+        }
+
+        #[test]
+        fn parts_by_chunk_and_region_are_the_whole(
+            first in 0u64..100_000,
+            len in 0u64..100_000,
+            shift in 12u32..=22,
+        ) {
+            let range = BlockRange::new(first, first + len);
+            let mut next = range.first;
+            for (chunk, part) in range.by_chunk(1 << shift) {
+                prop_assert_eq!(part.first, next);
+                prop_assert!(!part.is_empty());
+                let last = BlockIndex(part.end.0 - 1);
+                prop_assert_eq!(part.start().chunk(1 << shift), chunk);
+                prop_assert_eq!(last.start().chunk(1 << shift), chunk);
+                next = part.end;
+            }
+            prop_assert_eq!(next, range.end);
+            let regions: Vec<_> = range.regions().collect();
+            for block in [range.first.0, range.end.0.saturating_sub(1)] {
+                prop_assert_eq!(regions.contains(&BlockIndex(block).region()), len > 0);
+            }
         }
 
         #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::buffer::{RequestBuffer, RequestMemory};
 use super::counters::QueueCounters;
 use super::local_io::LocalQueue;
+use super::managed::queue::{ManagedQueue, Progress};
 use super::memory::MemoryMap;
 use super::misses::Post;
 use super::request::{Errno, Op, Outcome, Request, Tag};
@@ -24,7 +25,10 @@ const SPINS_MAX: u32 = 64;
 pub struct EngineQueue {
     volume: Arc<Volume>,
     local: LocalQueue,
+    managed: Option<ManagedQueue>,
     post: Arc<Post>,
+    /// Answers being handled.
+    arrived: Vec<(Tag, Outcome)>,
     /// Requests with the asynchronous side.
     away: u32,
     /// Requests went there since it was last woken.
@@ -37,12 +41,19 @@ impl EngineQueue {
     /// A queue that holds `depth` requests.
     ///
     /// # Errors
-    /// When the process has no file descriptor left.
+    /// When the process has no file descriptor left, or a managed volume no room for more writes
+    /// under way.
     pub fn new(volume: Arc<Volume>, depth: u16) -> io::Result<Self> {
         let counters = volume.new_counters();
+        let managed = match &volume.store {
+            Store::Managed(store) => Some(ManagedQueue::new(store.clone(), depth)?),
+            _ => None,
+        };
         Ok(Self {
             local: LocalQueue::new(depth),
+            managed,
             post: volume.new_post(depth)?,
+            arrived: Vec::with_capacity(usize::from(depth)),
             away: 0,
             wake_misses: false,
             spins: SPINS_MAX,
@@ -104,33 +115,77 @@ impl EngineQueue {
                 self.wake_misses = true;
                 None
             }
+            Store::Managed(_) => {
+                let queue = self.managed.as_mut()?;
+                let progress = queue.start(&mut self.local, ring, tag, request, buffer);
+                self.follow(tag, progress)
+            }
+        }
+    }
+
+    fn follow(&mut self, tag: Tag, progress: Progress) -> Option<Outcome> {
+        match progress {
+            Progress::Ended(outcome) => Some(outcome),
+            Progress::OnRing => None,
+            Progress::Away(request) => {
+                if let Some(queue) = &self.managed {
+                    let misses = &queue.store().misses;
+                    misses.push(request, RequestMemory::empty(), &self.post, tag);
+                }
+                self.away += 1;
+                self.wake_misses = true;
+                None
+            }
         }
     }
 
     /// Takes a completion that has [`Owner::Engine`](super::ring::Owner::Engine).
     pub fn completed(&mut self, ring: &mut QueueRing, tag: Tag, result: i32) -> Option<Outcome> {
-        let store = match &self.volume.store {
-            Store::File(file) => Some(file),
-            _ => None,
+        let outcome = if let Some(queue) = &mut self.managed {
+            let progress = queue.completed(&mut self.local, ring, tag, result);
+            self.follow(tag, progress)
+        } else {
+            let store = match &self.volume.store {
+                Store::File(file) => Some(file),
+                _ => None,
+            };
+            self.local.completed(ring, store, tag, result)
         };
-        let outcome = self.local.completed(ring, store, tag, result);
         if let Some(outcome) = &outcome {
             self.counters.count_outcome(outcome);
         }
         outcome
     }
 
-    /// Gives the answers that came from the asynchronous side.
-    pub fn collect(&mut self, mut each: impl FnMut(Tag, Outcome)) {
+    /// Gives the answers that came from the asynchronous side. Some of them only say that a request
+    /// can start now.
+    pub fn collect(
+        &mut self,
+        ring: &mut QueueRing,
+        mut each: impl FnMut(&mut QueueRing, Tag, Outcome),
+    ) {
         if self.away == 0 {
             return;
         }
-        let (away, counters) = (&mut self.away, &self.counters);
-        self.post.mailbox.take(|tag, outcome| {
-            *away -= 1;
-            counters.count_outcome(&outcome);
-            each(tag, outcome);
-        });
+        let mut arrived = std::mem::take(&mut self.arrived);
+        self.post
+            .mailbox
+            .take(|tag, outcome| arrived.push((tag, outcome)));
+        for (tag, outcome) in arrived.drain(..) {
+            self.away -= 1;
+            let outcome = match &mut self.managed {
+                None => Some(outcome),
+                Some(queue) => {
+                    let progress = queue.came_back(&mut self.local, ring, tag, outcome);
+                    self.follow(tag, progress)
+                }
+            };
+            if let Some(outcome) = outcome {
+                self.counters.count_outcome(&outcome);
+                each(ring, tag, outcome);
+            }
+        }
+        self.arrived = arrived;
     }
 
     /// Ends the turn: starts what was queued on the ring and waits for the next thing to do. The
@@ -142,8 +197,10 @@ impl EngineQueue {
         if self.away == 0 {
             return ring.submit_and_wait(true);
         }
-        if let (true, Store::Async(misses)) = (self.wake_misses, &self.volume.store) {
-            misses.wake();
+        if self.wake_misses {
+            if let Some(misses) = self.volume.misses() {
+                misses.wake();
+            }
             self.wake_misses = false;
         }
         let sleep = !self.spin_for_mail() && self.post.mailbox.park();

@@ -9,6 +9,7 @@ use super::counters::{Counters, QueueCounters};
 use super::file::FileStore;
 use super::geometry::Geometry;
 use super::mailbox::Mailbox;
+use super::managed::ManagedStore;
 use super::memory::MemoryMap;
 use super::misses::{MissQueue, Post};
 use super::request::{Errno, Op, Request};
@@ -22,6 +23,8 @@ pub enum Store {
     File(Arc<FileStore>),
     /// Somewhere else: requests go to the asynchronous side.
     Async(Arc<MissQueue>),
+    /// In a local store in front of an origin.
+    Managed(Arc<ManagedStore>),
 }
 
 /// A resource with its geometry, ready to be put behind a device.
@@ -68,7 +71,8 @@ impl Volume {
 
     /// Whether requests can run on pages that only the kernel can reach.
     pub fn takes_registered_buffers(&self) -> bool {
-        matches!(self.store, Store::File(_)) && self.geometry.padding_bytes() == 0
+        matches!(self.store, Store::File(_) | Store::Managed(_))
+            && self.geometry.padding_bytes() == 0
     }
 
     /// Whether requests are answered from memory, without I/O.
@@ -78,7 +82,21 @@ impl Volume {
 
     /// Whether answers come from other threads, so that a queue has to arm its bell.
     pub fn needs_bell(&self) -> bool {
-        matches!(self.store, Store::Async(_))
+        matches!(self.store, Store::Async(_) | Store::Managed(_))
+    }
+
+    /// Whether requests are I/O on their queue's ring.
+    pub fn needs_ring(&self) -> bool {
+        matches!(self.store, Store::File(_) | Store::Managed(_))
+    }
+
+    /// Where requests wait for the asynchronous side.
+    pub(super) fn misses(&self) -> Option<&Arc<MissQueue>> {
+        match &self.store {
+            Store::Async(misses) => Some(misses),
+            Store::Managed(store) => Some(&store.misses),
+            Store::Memory(_) | Store::File(_) => None,
+        }
     }
 
     /// What all queues did so far.

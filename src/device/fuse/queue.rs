@@ -127,7 +127,7 @@ pub(super) fn start(
     ended: impl FnOnce(io::Error) + Send + 'static,
 ) -> io::Result<(QueueHandle, JoinHandle<()>)> {
     let block_bytes = volume.geometry().logical_block_bytes();
-    let by_others = volume.needs_bell();
+    let needs_ring = volume.needs_ring();
     let engine = EngineQueue::new(volume, depth)?;
     let shared = Arc::new(Shared {
         inbox: ArrayQueue::new(usize::from(depth)),
@@ -151,10 +151,10 @@ pub(super) fn start(
         .name(format!("fuse-queue-{index}"))
         .spawn(move || {
             crate::device::become_io_flusher();
-            let ring = if by_others {
-                Ok(QueueRing::of_bell_only())
-            } else {
+            let ring = if needs_ring {
                 QueueRing::new(depth)
+            } else {
+                Ok(QueueRing::of_bell_only())
             };
             let ring = match ring {
                 Ok(ring) => ring,
@@ -220,8 +220,9 @@ impl Queue {
                 self.complete(completion)?;
             }
             self.ring.recycle(batch);
-            self.engine
-                .collect(|tag, outcome| answered.push((tag, outcome)));
+            self.engine.collect(&mut self.ring, |_, tag, outcome| {
+                answered.push((tag, outcome));
+            });
             for (tag, outcome) in answered.drain(..) {
                 self.answered(tag, outcome);
             }

@@ -177,7 +177,7 @@ impl UblkQueue {
             ..
         } = self;
         let mut result = Ok(());
-        engine.collect(|tag, outcome| {
+        engine.collect(ring, |ring, tag, outcome| {
             let entry = commit_entry(*fd, *queue, descriptors, buffers.as_ref(), tag, outcome);
             result = push(ring, entry, tag).and(std::mem::replace(&mut result, Ok(())));
         });

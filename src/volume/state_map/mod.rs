@@ -143,6 +143,11 @@ impl StateMap {
         BlockRange::new(0, self.blocks)
     }
 
+    /// How many writes can be under way, each with a slot of its own.
+    pub fn queue_slots(&self) -> u32 {
+        (self.words.flights().len() / 2) as u32 - ZERO_SLOTS
+    }
+
     /// All regions of the volume.
     pub fn regions(&self) -> impl Iterator<Item = RegionIndex> + use<> {
         (0..self.blocks.div_ceil(REGION_BLOCKS)).map(RegionIndex)

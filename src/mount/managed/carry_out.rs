@@ -1,0 +1,82 @@
+//! Whole requests on this side, for machines where queues have no ring (containers often forbid
+//! io_uring).
+
+use std::sync::Arc;
+
+use super::Shared;
+use super::buffers::Purpose;
+use crate::volume::geometry::BLOCK_BYTES;
+use crate::volume::managed::queue::touched_blocks;
+use crate::volume::{Backend, Op, Outcome, Request, RequestMemory};
+
+/// The store takes no parts of a sector.
+const SECTOR_BYTES: usize = 512;
+
+impl Shared {
+    /// Does what the request asks for.
+    pub(super) async fn carry_out(
+        self: &Arc<Self>,
+        request: &Request,
+        memory: &mut RequestMemory,
+    ) -> Outcome {
+        self.make_possible(request).await?;
+        match request.op {
+            Op::Read => self.read_stored(request, memory).await,
+            Op::Write => self.write_stored(request, memory).await,
+            Op::Flush | Op::Discard | Op::WriteZeroes => Ok(()),
+        }
+    }
+
+    async fn read_stored(
+        self: &Arc<Self>,
+        request: &Request,
+        memory: &mut RequestMemory,
+    ) -> Outcome {
+        let blocks = touched_blocks(request);
+        let (start, len) = (blocks.first.start().0, blocks.len() * BLOCK_BYTES);
+        let mut buffer = self.buffers.take(len as usize, Purpose::Demand).await;
+        let shared = Arc::clone(self);
+        let buffer = self
+            .tasks
+            .blocking(move || {
+                shared.store.data.read_at(buffer.bytes_mut(), start)?;
+                Ok(buffer)
+            })
+            .await
+            .map_err(|error| self.store_failed("read", start, len as usize, &error))?;
+        let from = (request.offset.0 - start) as usize;
+        let count = request.len_bytes as usize;
+        memory.bytes_mut()[..count].copy_from_slice(&buffer.bytes()[from..from + count]);
+        Ok(())
+    }
+
+    async fn write_stored(self: &Arc<Self>, request: &Request, memory: &RequestMemory) -> Outcome {
+        let (offset, len) = (request.offset.0, request.len_bytes as usize);
+        // A request that ends with the resource may end within a sector; zeros follow there.
+        let stored = len.next_multiple_of(SECTOR_BYTES);
+        let mut buffer = self.buffers.take(stored, Purpose::Demand).await;
+        buffer.bytes_mut()[..len].copy_from_slice(&memory.bytes()[..len]);
+        buffer.bytes_mut()[len..].fill(0);
+        let blocks = touched_blocks(request);
+        let slot = self.slots.take().await;
+        let start = self.begin_write(&slot, blocks).await?;
+        let shared = Arc::clone(self);
+        self.tasks
+            .blocking(move || {
+                let written = shared.store.data.write_at(buffer.bytes(), offset);
+                let map = &shared.store.map;
+                if map.end_write(slot.number, blocks, start, written.is_ok()) {
+                    shared.store.claim_released();
+                }
+                // Not before the write has ended, however long anybody waits for it.
+                drop(slot);
+                written
+            })
+            .await
+            .map_err(|error| self.store_failed("write", offset, len, &error))?;
+        if request.fua {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,346 @@
+//! Managed mounts: a local store in front of a resource that is far away.
+//!
+//! The device is there at once. What is not local is fetched when it is asked for, by chunk, ahead
+//! of everything else; the rest comes in the background; writes land in the store and go to the
+//! origin in sweeps. The queues' side is `crate::volume::managed`; this is the asynchronous side:
+//!
+//! | file | does |
+//! |---|---|
+//! | `serve` | makes requests possible that a queue could not begin |
+//! | `carry_out` | does whole requests, for queues without a ring |
+//! | `fetch` | one fetch a chunk, and how its bytes get into the store |
+//! | `pull`, `order`, `read_ahead` | what is fetched unasked |
+//! | `push` | sweeps of dirty blocks to the origin |
+//! | `checkpoint` | when the store is made durable unasked |
+//! | `window`, `flow`, `rate`, `buffers` | how much of it at once |
+
+mod buffers;
+mod carry_out;
+mod checkpoint;
+mod fetch;
+mod flow;
+mod options;
+mod order;
+mod pull;
+mod push;
+mod rate;
+mod read_ahead;
+mod serve;
+mod slots;
+mod status;
+mod tasks;
+mod window;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use self::buffers::Buffers;
+use self::fetch::Fetches;
+use self::flow::Flow;
+use self::push::Pushes;
+use self::rate::RateLimit;
+use self::read_ahead::ReadAhead;
+use self::slots::{SLOTS, Slots};
+use self::tasks::Tasks;
+use super::deadline::Deadline;
+use crate::backend::Resource;
+use crate::volume::cache::{CacheDirectory, Checkpointer, OpenedCache};
+use crate::volume::managed::{Latencies, ManagedStore, Touched};
+use crate::volume::misses::MISSES_MAX;
+use crate::volume::{AsyncBackend, Geometry, MissQueue, QueueRing, Store, Volume};
+use crate::{Context, Error, ErrorKind, Result};
+
+pub use self::options::{Hook, Hooks, ManagedOptions, WORKERS_MAX};
+pub use self::order::{PriorityFunction, PullOrder};
+pub use self::status::ManagedStatus;
+
+/// A managed mount: its volume, and what fills and empties its store. Dropping it ends what is under
+/// way; [`finish`](Self::finish) is the orderly end.
+pub struct ManagedMount {
+    volume: Arc<Volume>,
+    shared: Arc<Shared>,
+    cache: CacheDirectory,
+}
+
+impl std::fmt::Debug for ManagedMount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ManagedMount")
+            .field("volume", &self.volume)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How many places the table of writes under way needs for a device of `requests_max` requests.
+pub fn in_flight_slots(requests_max: usize) -> u32 {
+    u32::try_from(requests_max).unwrap_or(u32::MAX - SLOTS) + SLOTS
+}
+
+/// What the tasks of a mount have in common.
+struct Shared {
+    origin: Arc<dyn AsyncBackend>,
+    store: Arc<ManagedStore>,
+    checkpointer: Arc<Checkpointer>,
+    geometry: Geometry,
+    options: ManagedOptions,
+    /// Whether the queues do the I/O on the store themselves.
+    on_rings: bool,
+    buffers: Arc<Buffers>,
+    deadline: Deadline,
+    fetches: Fetches,
+    downlink: Flow,
+    uplink: Flow,
+    pull_rate: RateLimit,
+    push_rate: RateLimit,
+    read_ahead: Mutex<ReadAhead>,
+    slots: Slots,
+    pushes: Pushes,
+    /// Whether everything is local.
+    pulled: watch::Sender<bool>,
+    counters: Counters,
+    miss_times: Latencies,
+    last_error: Mutex<Option<String>>,
+    tasks: Tasks,
+}
+
+/// What was done so far.
+#[derive(Debug, Default)]
+struct Counters {
+    fetched_bytes: AtomicU64,
+    fetches: AtomicU64,
+    pulled_chunks: AtomicU64,
+    pushed_bytes: AtomicU64,
+    origin_failures: AtomicU64,
+    store_failures: AtomicU64,
+}
+
+impl Counters {
+    fn fetched(&self, bytes: u64) {
+        self.fetches.fetch_add(1, Ordering::Relaxed);
+        self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl ManagedMount {
+    /// Makes a volume of an origin and a local store, for a device that holds at most `requests_max`
+    /// requests at once. Must be called in a tokio runtime, which then serves the requests.
+    ///
+    /// # Errors
+    /// `InvalidInput` for options that cannot be met, and when the store's table of writes under way
+    /// is too short (see [`in_flight_slots`]).
+    pub fn start(
+        origin: &Resource,
+        cache: OpenedCache,
+        options: ManagedOptions,
+        requests_max: usize,
+    ) -> Result<Self> {
+        options.check()?;
+        let backend = origin.as_async();
+        let geometry = origin.geometry;
+        let touched = match options.record_heat {
+            None => None,
+            Some(_) => Some(
+                Touched::new(geometry.device_bytes(), options.chunk_bytes).ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::InvalidInput,
+                        "the volume has too many chunks to record which are touched: use a larger --chunk-size",
+                    )
+                })?,
+            ),
+        };
+        let misses = Arc::new(MissQueue::new(requests_max.min(MISSES_MAX)));
+        let store = Arc::new(ManagedStore::new(
+            cache.data,
+            cache.map,
+            geometry,
+            misses,
+            options.durability,
+            touched,
+        ));
+        let slots = store
+            .take_slots(SLOTS)
+            .context_io(|| "cannot serve the local store")?;
+        let bulk_limit = options.memory_limit_bytes / 2;
+        let shared = Arc::new(Shared {
+            buffers: Buffers::new(
+                options.chunk_bytes.max(push::PIECE_BYTES) as usize,
+                usize::try_from(options.memory_limit_bytes).unwrap_or(usize::MAX),
+            ),
+            deadline: Deadline::new(options.io_timeout),
+            fetches: Fetches::default(),
+            downlink: Flow::new(options.chunk_bytes, bulk_limit),
+            uplink: Flow::new(options.chunk_bytes.max(push::PIECE_BYTES), bulk_limit),
+            pull_rate: RateLimit::new(options.pull_rate),
+            push_rate: RateLimit::new(options.push_rate),
+            read_ahead: Mutex::default(),
+            slots: Slots::new(slots),
+            pushes: Pushes::new(),
+            pulled: watch::Sender::new(false),
+            counters: Counters::default(),
+            miss_times: Latencies::default(),
+            last_error: Mutex::default(),
+            tasks: Tasks::default(),
+            checkpointer: Arc::new(cache.checkpointer),
+            origin: backend,
+            store: Arc::clone(&store),
+            geometry,
+            options,
+            on_rings: QueueRing::new(1).is_ok(),
+        });
+        shared.start_tasks(origin.read_only);
+        let store = match shared.on_rings {
+            true => Store::Managed(store),
+            // As if the store were somewhere else.
+            false => Store::Async(Arc::clone(&store.misses)),
+        };
+        let volume = Volume::new(store, geometry, origin.read_only, true);
+        Ok(Self {
+            volume: Arc::new(volume),
+            shared,
+            cache: cache.directory,
+        })
+    }
+
+    /// The directory of the local store.
+    pub fn cache(&self) -> &CacheDirectory {
+        &self.cache
+    }
+
+    /// The volume, to be put behind a device.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// Waits until everything is local.
+    pub async fn pulled(&self) {
+        let mut pulled = self.shared.pulled.subscribe();
+        // The sender lives as long as `shared`.
+        let _ = pulled.wait_for(|pulled| *pulled).await;
+    }
+
+    /// Makes everything that was written before this call durable at the origin.
+    ///
+    /// # Errors
+    /// When the origin fails it, or the hook before it does. What was not pushed stays dirty.
+    pub async fn sync(&self) -> Result<()> {
+        let shared = &self.shared;
+        if let Some(hook) = shared.options.hooks.before_sync.clone() {
+            shared.hook("before-sync", hook).await?;
+        }
+        let pushed_before = shared.counters.pushed_bytes.load(Ordering::Relaxed);
+        shared
+            .pushes
+            .sweep_all()
+            .await
+            .context_io(|| "cannot make local writes durable at the origin")?;
+        if let Some(hook) = shared.options.hooks.after_sync.clone() {
+            let pushed = shared.counters.pushed_bytes.load(Ordering::Relaxed) - pushed_before;
+            shared
+                .hook(
+                    "after-sync",
+                    Arc::new(move || {
+                        hook(pushed);
+                        Ok(())
+                    }),
+                )
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything that was written durable in the local store.
+    ///
+    /// # Errors
+    /// When the store fails it.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.shared
+            .checkpoint()
+            .await
+            .map_err(io::Error::from)
+            .context_io(|| "cannot make the local store durable")
+    }
+
+    /// How many bytes were written here and are not durable at the origin.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.shared.dirty_bytes()
+    }
+
+    /// What it has done, and how far it is.
+    pub fn status(&self) -> ManagedStatus {
+        self.shared.status()
+    }
+
+    /// Gives up what waits for the origin: such requests, and all to come that would have to wait,
+    /// fail.
+    pub fn give_up(&self) {
+        self.shared.tasks.end();
+        self.shared.store.misses.close();
+    }
+
+    /// How long ago the origin last gave an answer.
+    pub fn silent_for(&self) -> std::time::Duration {
+        self.shared.deadline.silent_for()
+    }
+
+    /// Ends the mount, after its device is gone: what was touched is recorded, the store is made
+    /// durable. Dirty blocks stay dirty in the store; [`sync`](Self::sync) comes first where they are
+    /// to reach the origin.
+    ///
+    /// # Errors
+    /// When the hook, the store or the record fails. Everything is done all the same.
+    pub async fn finish(&self) -> Result<()> {
+        let shared = &self.shared;
+        let mut result = Ok(());
+        if let Some(hook) = shared.options.hooks.before_close.clone() {
+            result = result.and(shared.hook("before-close", hook).await);
+        }
+        shared.store.misses.close();
+        shared.tasks.ended().await;
+        if let (Some(path), Some(touched)) = (&shared.options.record_heat, &shared.store.touched) {
+            let saved = order::save(path, &touched.order(), shared.options.chunk_bytes);
+            result = result.and(saved);
+        }
+        result.and(self.checkpoint().await)
+    }
+}
+
+impl Drop for ManagedMount {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl Shared {
+    fn start_tasks(self: &Arc<Self>, read_only: bool) {
+        self.tasks.spawn(serve::serve(Arc::clone(self)));
+        self.tasks.spawn(pull::pull(Arc::clone(self)));
+        self.tasks.spawn(checkpoint::keep_durable(Arc::clone(self)));
+        if !read_only {
+            self.tasks.spawn(push::push(Arc::clone(self)));
+        }
+    }
+
+    async fn hook(&self, what: &'static str, hook: Hook) -> Result<()> {
+        tokio::task::spawn_blocking(move || hook())
+            .await
+            .unwrap_or_else(|error| Err(Error::new(ErrorKind::Io, error.to_string())))
+            .map_err(|error| {
+                Error::new(error.kind(), format!("the {what} hook failed")).because(error)
+            })
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        let counts = self.store.map.counts();
+        (counts.dirty + counts.sending) * crate::volume::geometry::BLOCK_BYTES
+    }
+
+    fn note_error(&self, error: String) {
+        *lock(&self.last_error) = Some(error);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
