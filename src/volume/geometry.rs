@@ -9,7 +9,7 @@ pub const BLOCK_BYTES: u64 = 4096;
 
 /// Blocks in a region, the grain of the words above the state map's bits. (The model checker gets
 /// small ones.)
-pub const REGION_BLOCKS: u64 = if cfg!(blockferry_loom) { 128 } else { 32768 };
+pub const REGION_BLOCKS: u64 = if cfg!(blockferry_loom) { 64 } else { 32768 };
 
 /// Bytes of a volume in a region: 128 MiB.
 pub const REGION_BYTES: u64 = REGION_BLOCKS * BLOCK_BYTES;

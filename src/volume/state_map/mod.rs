@@ -38,6 +38,8 @@ mod fill;
 mod flights;
 mod hot;
 pub mod live_map;
+#[cfg(all(test, blockferry_loom))]
+mod loom_tests;
 #[cfg(all(test, not(blockferry_loom)))]
 mod model_tests;
 mod ready;

@@ -23,34 +23,31 @@ impl StateMap {
             first: from,
             end: self.blocks().end,
         };
-        pieces(rest).find_map(|piece| {
-            let word = self.region(piece.region).load(Ordering::Acquire);
-            if word & MIXED == 0 {
-                return self.take_region(piece, word);
-            }
-            if word & (DIRTIED | WRITE_PAGES) != DIRTIED | WRITE_PAGES {
-                return None;
-            }
-            self.take_run(piece, max_blocks.max(1))
-        })
+        pieces(rest).find_map(|piece| self.take_piece(piece, max_blocks.max(1)))
     }
 
-    fn take_region(&self, piece: Piece, word: u32) -> Option<BlockRange> {
-        let takes = |word: u32| {
-            all_present(word) && word & (DIRTY | SENDING) == DIRTY && self.covers_region(piece)
-        };
-        if !takes(word) {
+    fn take_piece(&self, piece: Piece, max_blocks: u64) -> Option<BlockRange> {
+        if !may_have_dirty(self.region(piece.region).load(Ordering::Acquire)) {
             return None;
         }
         let _turn = self.turn();
-        let take = |word: u32| takes(word).then_some(word & !DIRTY | SENDING);
+        // Once more, now that it does not become mixed between look and exchange.
+        if self.region(piece.region).load(Ordering::Acquire) & MIXED != 0 {
+            return self.take_run(piece, max_blocks);
+        }
+        let whole = self.covers_region(piece);
+        let take = |word: u32| {
+            let takes = whole && all_present(word) && word & (DIRTY | SENDING) == DIRTY;
+            takes.then_some(word & !DIRTY | SENDING)
+        };
         self.exchange(piece.region, take).ok()?;
-        self.count_taken(piece.len());
+        self.counts.sending.add(piece.len());
+        self.counts.dirty.sub(piece.len());
         Some(piece.blocks())
     }
 
+    /// The turn is held, and the region is mixed and has all its pages.
     fn take_run(&self, piece: Piece, max_blocks: u64) -> Option<BlockRange> {
-        let _turn = self.turn();
         if piece.first == 0 {
             self.region(piece.region)
                 .fetch_and(!DIRTIED, Ordering::AcqRel);
@@ -82,11 +79,6 @@ impl StateMap {
         // and whoever's bytes are not read sets dirty again (L8).
         fence(Ordering::SeqCst);
         Some(run.blocks())
-    }
-
-    fn count_taken(&self, blocks: u64) {
-        self.counts.sending.add(blocks);
-        self.counts.dirty.sub(blocks);
     }
 
     /// A send of blocks that were given out by [`take_dirty`](Self::take_dirty) failed, or was
@@ -141,4 +133,10 @@ impl StateMap {
             }
         }
     }
+}
+
+/// Whether it is worth a look under the lock.
+fn may_have_dirty(word: u32) -> bool {
+    const LANDED: u32 = MIXED | DIRTIED | WRITE_PAGES;
+    word & (MIXED | DIRTY) == DIRTY || word & LANDED == LANDED
 }
