@@ -180,6 +180,39 @@ has_in_flight() { awk '{ exit !($1 + $2) }' "/sys/block/$(basename "$1")/infligh
 # address_of TICKET: its host and port.
 address_of() { sed -E 's#^blockferry://([^/]*)/.*#\1#' <<<"$1"; }
 
+# --- devices that outlive their process
+
+# load FILE MIB: starts writes that go on for a while (about MIB / 6 seconds), and are verified when they are all done.
+load() {
+  launch fio fio --name=load --filename="$1" --size="$2m" --direct=1 --ioengine=io_uring --clocksource=cpu \
+    --output="$work/load.fio" --rw=randwrite --bs=4k --iodepth=16 --rate_iops=1500 --fsync=100 \
+    --verify=crc32c --verify_fatal=1 --verify_state_save=0
+}
+
+# crash_under_load NAME DEVICE: kills a mount once the load has written some more; what is under way waits then.
+crash_under_load() {
+  wait_until 60 "writes under way" wrote_more "$2" $(($(sectors_written "$2") + 3000))
+  crash "$1"
+  same "$(state_of "$1")" "dead true" "state and whether $1 can be recovered"
+  ! gone "${pid_of[fio]}" || fail "fio ended with the mount: $(tail -n 15 "$work/load.fio")"
+}
+
+# state_of NAME: its state, and whether it can be recovered.
+state_of() { "$BLOCKFERRY" list --json | jq -r --arg name "$1" '.[] | select(.name == $name) | "\(.state) \(.recoverable)"'; }
+
+# recover NAME [ARGUMENT...]: goes on with the device of a dead mount; asserts that it is the same one.
+recover() {
+  local name=$1
+  shift
+  start "$name" "$BLOCKFERRY" recover "$name" "$@"
+  same "$line" "$device" "the device of $name, recovered"
+}
+
+# load_is_whole: the load saw no error, and finds everything that it wrote.
+load_is_whole() {
+  STOP_LIMIT_S=150 ends_with 0 fio
+}
+
 # --- what must not be left
 
 # block_devices: those that are ours to leave behind: ublk devices, and loop devices that are in use.
@@ -225,12 +258,18 @@ clean_up() {
   trap - EXIT
   trap '' INT TERM
   set +e
+  for name in "${!pid_of[@]}"; do
+    [ "$status" -eq 0 ] || [ "$status" -eq "$SKIP_STATUS" ] || { echo "--- $name.log" && tail -n 30 "$work/$name.log"; } >&2
+    kill -KILL "${pid_of[$name]}" 2>/dev/null
+  done
+  # A device that outlives its process keeps whoever uses it waiting, also in his death.
+  for name in $("$BLOCKFERRY" list --json 2>/dev/null | jq -r '.[].name'); do
+    timeout 60 "$BLOCKFERRY" stop "$name" --force
+  done
   for folder in "${mounts[@]}"; do
     ! mountpoint -q "$folder" || umount -l "$folder"
   done
   for name in "${!pid_of[@]}"; do
-    [ "$status" -eq 0 ] || [ "$status" -eq "$SKIP_STATUS" ] || { echo "--- $name.log" && tail -n 30 "$work/$name.log"; } >&2
-    kill -KILL "${pid_of[$name]}" 2>/dev/null
     wait "${pid_of[$name]}" 2>/dev/null
   done
   block_devices | awk -v work="$work/" 'index($2, work) == 1 { print $1 }' | xargs -r -n1 losetup -d

@@ -35,4 +35,18 @@ prepare forced
 wait_until "$STOP_LIMIT_S" "the end after stop --force" gone "${pid_of[forced]}"
 reap forced || true
 umount -l "$work/mnt"
+
+# What can be recovered takes no writes any more while it is stopped; what was written before that is there all the same.
+truncate -s 64M "$work/disk.img"
+attach kept "file:$work/disk.img"
+mkfs.ext4 -q "$device"
+mount_at "$device" "$work/mnt"
+head -c 5000000 /dev/urandom >"$work/mnt/data"
+written=$(checksum "$work/mnt/data")
+"$BLOCKFERRY" stop kept --force || fail "stop --force failed"
+ends_with 0 kept
+umount -l "$work/mnt"
+mount_at "$work/disk.img" "$work/mnt" -o loop
+same "$(checksum "$work/mnt/data")" "$written" "a file that was never synced, after a forced stop"
+umount "$work/mnt"
 nothing_left

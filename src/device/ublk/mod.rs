@@ -98,10 +98,13 @@ impl UblkDevice {
         let found = control.params(id)?;
         recovery::check(record, &info, &found, &volume, options)?;
         recovery::begin(&mut control, id)?;
+        tracing::debug!(id, "taking the ublk device over");
         let mut device = Self::new(record.clone(), control, options, WhenDropped::Leave);
         let character = device.open_queues()?;
         device.start_queues(&volume, &info, &character)?;
+        tracing::debug!(id, "the queues serve");
         device.control.end_recovery(id)?;
+        tracing::debug!(id, "the ublk device is taken over");
         device.when_dropped = WhenDropped::Remove;
         Ok(device)
     }
