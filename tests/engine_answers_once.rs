@@ -208,6 +208,25 @@ fn a_request_past_its_deadline_fails_and_lets_go_of_its_buffer() {
     });
 }
 
+/// A device whose kernel kills whoever is too slow says so, and no mount outlasts that.
+#[test]
+fn a_limit_of_the_device_holds_where_the_mount_would_wait_for_ever() {
+    in_runtime(|| {
+        let faulty = Arc::new(Faulty::new(MemoryMap::new(1 << 20).expect("memory")));
+        faulty.plan(Rule::once(Op::Read, Fault::Hold));
+        let backend: Arc<dyn blockferry::Backend> = faulty.clone();
+        let resource = Resource::custom("test", backend, OpenOptions::default()).expect("a size");
+        let mount = direct::mount(&resource, DEPTH.into(), None);
+        let limit = std::time::Duration::from_millis(50);
+        mount.volume.limit_requests(limit);
+        let mut rig = Rig::new(mount.volume.clone());
+        let read = Request::new(Op::Read, ByteOffset(0), 4096);
+        assert_eq!(rig.run(read), Err(Errno::EIO));
+        faulty.release();
+        assert_eq!(rig.run(read), Ok(()), "the volume works on");
+    });
+}
+
 /// A write that was given up does not land after a later one.
 #[test]
 fn a_write_past_its_deadline_never_overtakes_a_later_one() {

@@ -17,6 +17,7 @@ mod status;
 mod stop;
 mod ticket;
 mod ticket_argument;
+mod udev;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,7 @@ enum Verb {
     Status(status::Args),
     Stop(stop::Args),
     Doctor(doctor::Args),
+    Udev(udev::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -68,6 +70,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Stop(args) => stop::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
+        Verb::Udev(args) => udev::run(&args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
     };

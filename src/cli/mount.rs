@@ -90,7 +90,8 @@ pub(super) struct Args {
     ///
     /// While other requests are being answered, a request has ten times as long: a slow link is no
     /// failure.
-    #[arg(long, value_name = "SECONDS", default_value_t = direct::IO_TIMEOUT_DEFAULT.as_secs())]
+    #[arg(long, value_name = "SECONDS", default_value_t = direct::IO_TIMEOUT_DEFAULT.as_secs(),
+          value_parser = clap::value_parser!(u64).range(..=direct::IO_TIMEOUT_MAX.as_secs()))]
     io_timeout: u64,
 
     /// Take a remote volume over from the one who writes it; that one is shut out for good

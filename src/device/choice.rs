@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use io_uring::IoUring;
@@ -10,14 +11,15 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::DeviceKind;
-use super::ublk::features;
+use super::ublk::features::{self, Features};
+use super::ublk::{CONTROL_PATH, owner};
 use crate::{Error, ErrorKind, Result};
 
 /// The kinds of device, the best first.
 const LADDER: [DeviceKind; 2] = [DeviceKind::Ublk, DeviceKind::Fuse];
 
 /// The right to mount and to add block devices, as a bit of a capability set.
-const CAP_SYS_ADMIN: u32 = 21;
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 
 /// Container flags that FUSE takes.
 const FUSE_IN_CONTAINER: &str =
@@ -125,23 +127,23 @@ pub fn choose(requested: Option<DeviceKind>) -> Result<Choice> {
 fn usable(kind: DeviceKind) -> Result<String, Lack> {
     match kind {
         DeviceKind::Ublk => {
-            ublk().map(|features| format!("the driver is there, with {} features", features.len()))
+            let count = |features: Features| features.names().len();
+            ublk().map(|features| format!("the driver is there, with {} features", count(features)))
         }
         DeviceKind::Fuse => fuse(),
     }
 }
 
-/// Whether ublk can be used, and the names of the driver's features.
+/// Whether this process can use ublk, and the driver's features.
 ///
 /// # Errors
 /// What is missing.
-pub fn ublk() -> Result<Vec<String>, Lack> {
-    const CONTROL: &str = "/dev/ublk-control";
-    let control = Path::new(CONTROL);
+pub fn ublk() -> Result<Features, Lack> {
+    let control = Path::new(CONTROL_PATH);
     if !control.exists() {
         return Err(if Path::new("/sys/class/misc/ublk-control").exists() {
             Lack::mended_by(
-                format!("the driver is there, but {CONTROL} is not"),
+                format!("the driver is there, but {CONTROL_PATH} is not"),
                 "start the container with --privileged -v /dev:/dev",
             )
         } else {
@@ -155,27 +157,72 @@ pub fn ublk() -> Result<Vec<String>, Lack> {
         return Err(match error.kind() {
             io::ErrorKind::NotFound => missing_driver("ublk_drv", "the ublk driver is not loaded"),
             _ if !geteuid().is_root() => {
-                Lack::mended_by(format!("{CONTROL}: {error}"), "run as root")
+                Lack::mended_by(format!("{CONTROL_PATH}: {error}"), ublk_rules())
             }
             _ => Lack::mended_by(
-                format!("{CONTROL}: {error}"),
+                format!("{CONTROL_PATH}: {error}"),
                 "start the container with --privileged -v /dev:/dev",
             ),
         });
     }
+    io_uring()?;
+    let features = features::query().map_err(|error| {
+        Lack::for_good(format!(
+            "the ublk driver is too old or does not answer (Linux 6.5 and later): {}",
+            error.chain()
+        ))
+    })?;
     if !has_capability(CAP_SYS_ADMIN) {
+        unprivileged_ublk(features)?;
+    }
+    Ok(features)
+}
+
+/// Whether ublk devices can be made, and removed again, without root.
+fn unprivileged_ublk(features: Features) -> Result<(), Lack> {
+    if !features.makes_unprivileged_devices() {
         return Err(Lack::mended_by(
-            "no right to add block devices",
+            "the ublk driver makes devices for root alone",
             "run as root",
         ));
     }
-    io_uring()?;
-    match features::query() {
-        Ok(features) => Ok(features.names()),
-        Err(error) => Err(Lack::for_good(format!(
-            "the ublk driver is too old or does not answer (Linux 6.5 and later): {}",
-            error.chain()
-        ))),
+    match owner::udev_rule() {
+        Some(_) => Ok(()),
+        None => Err(Lack::mended_by(
+            "no udev rule gives the nodes of a ublk device to the user who made it",
+            ublk_rules(),
+        )),
+    }
+}
+
+/// What makes ublk devices possible for those who are not root.
+fn ublk_rules() -> &'static str {
+    match geteuid().is_root() {
+        true => "blockferry udev >/etc/udev/rules.d/90-blockferry.rules",
+        false => "run as root, or let root install the udev rules that `blockferry udev` prints",
+    }
+}
+
+/// Whether those who are not root can make ublk devices.
+///
+/// # Errors
+/// What is missing.
+pub fn ublk_for_all() -> Result<String, Lack> {
+    let features = match has_capability(CAP_SYS_ADMIN) {
+        true => ublk()?,
+        false => return ublk().map(|_| "the control node and a udev rule allow it".to_owned()),
+    };
+    unprivileged_ublk(features)?;
+    let mode = fs::metadata(CONTROL_PATH).map_or(0, |metadata| metadata.mode());
+    match mode & 0o066 {
+        0 => Err(Lack::mended_by(
+            format!("{CONTROL_PATH} is root's alone"),
+            ublk_rules(),
+        )),
+        _ => Ok(format!(
+            "{CONTROL_PATH} has mode {:o}, and there is a udev rule",
+            mode & 0o777
+        )),
     }
 }
 

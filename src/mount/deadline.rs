@@ -6,28 +6,35 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::volume::{Errno, Outcome, Request};
+use crate::volume::{Errno, MissQueue, Outcome, Request};
 
 /// How long a request may take unless another time is asked for.
 pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// The longest time that can be asked for: a year.
+pub const IO_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// How many times its time a request may take while others are being answered.
 const STRETCH_MAX: u32 = 10;
 
 /// The deadline of every request of a volume: so long without an answer to any, and ten times as
-/// long in any case. A link that is slow but works is no failure.
+/// long in any case. A link that is slow but works is no failure. A device may want its answers
+/// earlier than that.
 #[derive(Debug)]
 pub(super) struct Deadline {
     /// `None`: for ever.
     limit: Option<Duration>,
+    /// Where the device says what it wants.
+    misses: Arc<MissQueue>,
     last_answer: Mutex<Instant>,
     timeouts: Arc<AtomicU64>,
 }
 
 impl Deadline {
-    pub(super) fn new(limit: Option<Duration>) -> Self {
+    pub(super) fn new(limit: Option<Duration>, misses: Arc<MissQueue>) -> Self {
         Self {
-            limit,
+            limit: limit.map(|limit| limit.min(IO_TIMEOUT_MAX)),
+            misses,
             last_answer: Mutex::new(Instant::now()),
             timeouts: Arc::default(),
         }
@@ -54,9 +61,11 @@ impl Deadline {
         request: &Request,
         running: impl Future<Output = Outcome>,
     ) -> Outcome {
-        let Some(limit) = self.limit else {
+        let device_limit = self.misses.request_limit();
+        let Some(limit) = self.limit.into_iter().chain(device_limit).min() else {
             return running.await;
         };
+        let longest = (limit * STRETCH_MAX).min(device_limit.unwrap_or(Duration::MAX));
         let mut running = std::pin::pin!(running);
         let started = Instant::now();
         let mut deadline = started + limit;
@@ -64,7 +73,7 @@ impl Deadline {
             if let Ok(outcome) = timeout_at(deadline, &mut running).await {
                 return outcome;
             }
-            let later = (*self.lock() + limit).min(started + limit * STRETCH_MAX);
+            let later = (*self.lock() + limit).min(started + longest);
             if later <= deadline {
                 return self.timed_out(request);
             }

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::deadline::Deadline;
-pub use super::deadline::IO_TIMEOUT_DEFAULT;
+pub use super::deadline::{IO_TIMEOUT_DEFAULT, IO_TIMEOUT_MAX};
 use crate::backend::{Kind, Resource};
 use crate::volume::misses::MISSES_MAX;
 use crate::volume::{
@@ -33,7 +33,8 @@ pub struct DirectMount {
 ///
 /// `io_timeout`: after that long without an answer, to it or to any other, a request fails with an
 /// I/O error, and after ten times as long in any case: a link that is slow but works is no failure.
-/// `None` waits for ever. Local resources have the kernel's own limits.
+/// `None` waits for ever, and more than [`IO_TIMEOUT_MAX`] is that. A device may set a limit of its
+/// own below these ([`Volume::limit_requests`]). Local resources have the kernel's own limits.
 pub fn mount(
     resource: &Resource,
     requests_max: usize,
@@ -81,7 +82,7 @@ impl Fetcher {
                 backend.capabilities().max_concurrency.max(1) as usize,
             )),
             backend,
-            deadline: Deadline::new(io_timeout),
+            deadline: Deadline::new(io_timeout, misses.clone()),
             failures: AtomicU64::new(0),
         });
         Self {

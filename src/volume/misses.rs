@@ -1,7 +1,8 @@
 //! The way from the queue threads to the asynchronous side: bounded, lock-free, woken once a turn.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 use tokio::sync::Notify;
@@ -74,6 +75,7 @@ pub struct MissQueue {
     waiting: ArrayQueue<Miss>,
     arrived: Notify,
     closed: AtomicBool,
+    request_limit: OnceLock<Duration>,
 }
 
 /// The most requests that can wait: as many as the most and deepest queues of a device hold.
@@ -86,7 +88,18 @@ impl MissQueue {
             waiting: ArrayQueue::new(capacity.clamp(1, MISSES_MAX)),
             arrived: Notify::new(),
             closed: AtomicBool::new(false),
+            request_limit: OnceLock::new(),
         }
+    }
+
+    /// Has every request answered within `limit`. A device says so once, before its first request.
+    pub(super) fn limit_requests(&self, limit: Duration) {
+        let _ = self.request_limit.set(limit);
+    }
+
+    /// Within what time the device wants every request answered; `None` where it waits.
+    pub fn request_limit(&self) -> Option<Duration> {
+        self.request_limit.get().copied()
     }
 
     /// Adds a request; it is seen after the next [`wake`](Self::wake). When there is no room it is

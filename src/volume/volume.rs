@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::bell::Bell;
 use super::buffer::RequestBuffer;
@@ -73,6 +74,14 @@ impl Volume {
     pub fn takes_registered_buffers(&self) -> bool {
         matches!(self.store, Store::File(_) | Store::Managed(_))
             && self.geometry.padding_bytes() == 0
+    }
+
+    /// Has every request that goes to the asynchronous side answered within `limit`, whatever time
+    /// its mount gives it. Local I/O has the kernel's own limits.
+    pub fn limit_requests(&self, limit: Duration) {
+        if let Store::Async(misses) = &self.store {
+            misses.limit_requests(limit);
+        }
     }
 
     /// Whether requests are answered from memory, without I/O.

@@ -253,6 +253,7 @@ mount_at() {
   mounts+=("$folder")
 }
 
+# clean_up: at the end of every test. One that changes the machine has a function restore.
 clean_up() {
   local status=$? name folder
   trap - EXIT
@@ -274,6 +275,7 @@ clean_up() {
   done
   block_devices | awk -v work="$work/" 'index($2, work) == 1 { print $1 }' | xargs -r -n1 losetup -d
   fuse_mounts | grep "^$work/" | xargs -r umount -l
+  ! declare -F restore >/dev/null || restore
   rm -rf --one-file-system "$work"
   exit "$status"
 }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, opcode, squeue, types};
 use libublk_rs_sys as sys;
 
+use super::nodes;
 use crate::{Context, Error, ErrorKind, Result};
 
 /// Where the driver takes commands.
-pub(super) const CONTROL_PATH: &str = "/dev/ublk-control";
+pub(in crate::device) const CONTROL_PATH: &str = "/dev/ublk-control";
 
 /// How long a command may take that involves no I/O of the device.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,14 +41,33 @@ const NO_QUEUE: u16 = u16::MAX;
 /// The device as the driver describes it.
 pub(super) type DeviceInfo = sys::ublksrv_ctrl_dev_info;
 
+/// The room for the path of a node, in bytes; zeros fill it, and the data behind it stays aligned.
+const NODE_BYTES: usize = 32;
+
 /// What a command reads or writes; larger than any of the driver's structures.
-type CommandData = [u64; 64];
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct CommandData {
+    /// Which device is meant, for those commands that have to name it.
+    node: [u8; NODE_BYTES],
+    payload: [u64; 64],
+}
+
+impl CommandData {
+    const ZEROS: Self = Self {
+        node: [0; NODE_BYTES],
+        payload: [0; 64],
+    };
+}
 
 /// The connection to the driver.
 pub(super) struct Control {
     file: File,
     ring: IoUring<squeue::Entry128>,
     data: Box<CommandData>,
+    /// Commands name the queues' device: the driver lets those command an unprivileged device who
+    /// may open that. With a privileged one it takes the name for data.
+    names_node: bool,
     /// A command that timed out may still write to the data.
     abandoned: bool,
 }
@@ -72,7 +92,8 @@ impl Control {
         Ok(Self {
             file,
             ring,
-            data: Box::new([0; 64]),
+            data: Box::new(CommandData::ZEROS),
+            names_node: false,
             abandoned: false,
         })
     }
@@ -88,10 +109,14 @@ impl Control {
             0,
             COMMAND_TIMEOUT,
         )?;
-        Ok(self.data[0])
+        Ok(self.data.payload[0])
     }
 
     /// Adds a device. What comes back says which number and which of the wanted flags it got.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for a device of a process without privileges, unless it asks for an
+    /// unprivileged one.
     pub(super) fn add(&mut self, wanted: DeviceInfo) -> Result<DeviceInfo> {
         self.put(&DeviceInfo {
             dev_id: ANY_DEVICE,
@@ -106,24 +131,46 @@ impl Control {
             0,
             COMMAND_TIMEOUT,
         )?;
-        Ok(self.take())
+        Ok(self.described())
     }
 
     /// Describes a device; `None` when there is none of that number.
     pub(super) fn info(&mut self, id: u32) -> Result<Option<DeviceInfo>> {
-        let len = size_of::<DeviceInfo>();
-        let name = "GET_DEV_INFO";
-        match self.command(
-            name,
-            sys::UBLK_U_CMD_GET_DEV_INFO,
-            id,
-            len,
-            0,
-            COMMAND_TIMEOUT,
-        ) {
-            Ok(()) => Ok(Some(self.take())),
+        // The one command that names the node of either kind of device.
+        self.names_node = true;
+        let named = self.ask_for_info("GET_DEV_INFO2", sys::UBLK_U_CMD_GET_DEV_INFO2, id);
+        let asked = match named {
+            Err(error) if os_error(&error) == Some(libc::ENOENT) => {
+                // There is no node in this /dev. A privileged process need not name it.
+                self.names_node = false;
+                self.ask_for_info("GET_DEV_INFO", sys::UBLK_U_CMD_GET_DEV_INFO, id)
+            }
+            named => named,
+        };
+        match asked {
+            Ok(()) => Ok(Some(self.described())),
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    fn ask_for_info(&mut self, name: &'static str, code: u32, id: u32) -> Result<()> {
+        let len = size_of::<DeviceInfo>();
+        self.command(name, code, id, len, 0, COMMAND_TIMEOUT)
+    }
+
+    /// The device that the driver has described, which further commands are for.
+    fn described(&mut self) -> DeviceInfo {
+        let info: DeviceInfo = self.take();
+        self.names_node = is_unprivileged(&info);
+        info
+    }
+
+    /// Whether a device has that number, whoever may command it.
+    fn is_there(&mut self, id: u32) -> bool {
+        match self.ask_for_info("GET_DEV_INFO", sys::UBLK_U_CMD_GET_DEV_INFO, id) {
+            Err(error) => !is_gone(&error),
+            Ok(()) => true,
         }
     }
 
@@ -186,7 +233,7 @@ impl Control {
 
     /// The processors whose requests go to this queue.
     pub(super) fn queue_cpus(&mut self, id: u32, queue: u16) -> Result<nix::sched::CpuSet> {
-        self.data.fill(0);
+        self.data.payload.fill(0);
         let len = size_of::<nix::sched::CpuSet>();
         self.command(
             "GET_QUEUE_AFFINITY",
@@ -197,8 +244,8 @@ impl Control {
             COMMAND_TIMEOUT,
         )?;
         let mut cpus = nix::sched::CpuSet::new();
-        for cpu in 0..nix::sched::CpuSet::count().min(self.data.len() * 64) {
-            if self.data[cpu / 64] & 1 << (cpu % 64) != 0 {
+        for cpu in 0..nix::sched::CpuSet::count().min(self.data.payload.len() * 64) {
+            if self.data.payload[cpu / 64] & 1 << (cpu % 64) != 0 {
                 cpus.set(cpu)
                     .context_io(|| format!("processor {cpu} does not fit the mask"))?;
             }
@@ -230,20 +277,21 @@ impl Control {
     /// The device is gone when this returns; where somebody still holds it open, its number is
     /// free only after that. The driver's own way to wait for this knows no end.
     pub(super) fn delete(&mut self, id: u32) -> Result<()> {
+        if self.names_node {
+            // The driver takes the other command from root alone.
+            return self.delete_and_wait(id);
+        }
         match self.delete_with("DEL_DEV_ASYNC", sys::UBLK_U_CMD_DEL_DEV_ASYNC, id) {
             // Older drivers do not know it.
             Err(error) if os_error(&error) == Some(libc::EOPNOTSUPP) => {
-                return self.delete_with("DEL_DEV", sys::UBLK_U_CMD_DEL_DEV, id);
+                return self.delete_and_wait(id);
             }
             other => other?,
         }
         let deadline = Instant::now() + RELEASE_WAIT;
-        while self.info(id)?.is_some() {
+        while self.is_there(id) {
             if Instant::now() >= deadline {
-                tracing::warn!(
-                    id,
-                    "the ublk device is still open; its number is not free yet"
-                );
+                warn_of_number(id);
                 break;
             }
             std::thread::sleep(RELEASE_POLL);
@@ -251,20 +299,32 @@ impl Control {
         Ok(())
     }
 
+    /// Deletes by the command that ends when nobody holds the device any more. The device is gone
+    /// by the time that it begins to wait, so that it may be left to itself.
+    fn delete_and_wait(&mut self, id: u32) -> Result<()> {
+        match self.delete_with("DEL_DEV", sys::UBLK_U_CMD_DEL_DEV, id) {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                warn_of_number(id);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     fn delete_with(&mut self, name: &'static str, code: u32, id: u32) -> Result<()> {
         gone_is_fine(self.command(name, code, id, 0, 0, COMMAND_TIMEOUT))
     }
 
     fn put<T: Copy>(&mut self, value: &T) {
-        const { assert!(size_of::<T>() <= size_of::<CommandData>()) };
+        const { assert!(size_of::<T>() <= size_of_val(&CommandData::ZEROS.payload)) };
         // SAFETY: it fits, plain data, and no command is under way.
-        unsafe { self.data.as_mut_ptr().cast::<T>().write(*value) };
+        unsafe { self.data.payload.as_mut_ptr().cast::<T>().write(*value) };
     }
 
     fn take<T: Copy>(&self) -> T {
-        const { assert!(size_of::<T>() <= size_of::<CommandData>()) };
+        const { assert!(size_of::<T>() <= size_of_val(&CommandData::ZEROS.payload)) };
         // SAFETY: it fits, and the driver's structures are integers, so any bytes make one.
-        unsafe { self.data.as_ptr().cast::<T>().read() }
+        unsafe { self.data.payload.as_ptr().cast::<T>().read() }
     }
 
     /// Gives a command and waits for its end.
@@ -283,18 +343,7 @@ impl Control {
                 format!("ublk {name}: an earlier command still hangs in the driver"),
             ));
         }
-        let command = sys::ublksrv_ctrl_cmd {
-            dev_id: id,
-            queue_id: NO_QUEUE,
-            len: data_bytes as u16,
-            addr: if data_bytes > 0 {
-                self.data.as_ptr() as u64
-            } else {
-                0
-            },
-            data: [inline],
-            ..Default::default()
-        };
+        let command = self.header(id, data_bytes, inline);
         let mut bytes = [0; 80];
         // SAFETY: the command is 32 bytes of integers, the field 80 bytes.
         unsafe {
@@ -327,6 +376,33 @@ impl Control {
         }
     }
 
+    /// The part of a command that says where its data is.
+    fn header(&mut self, id: u32, data_bytes: usize, inline: u64) -> sys::ublksrv_ctrl_cmd {
+        let node_bytes = match self.names_node && id != ANY_DEVICE {
+            true => NODE_BYTES,
+            false => 0,
+        };
+        let addr = if node_bytes > 0 {
+            let path = nodes::of_queues(id).into_os_string().into_encoded_bytes();
+            self.data.node.fill(0);
+            self.data.node[..path.len()].copy_from_slice(&path);
+            &raw const *self.data as u64
+        } else if data_bytes > 0 {
+            self.data.payload.as_ptr() as u64
+        } else {
+            0
+        };
+        sys::ublksrv_ctrl_cmd {
+            dev_id: id,
+            queue_id: NO_QUEUE,
+            len: (node_bytes + data_bytes) as u16,
+            addr,
+            data: [inline],
+            dev_path_len: node_bytes as u16,
+            ..Default::default()
+        }
+    }
+
     /// `None`: the time is over.
     fn wait(&mut self, timeout: Duration) -> io::Result<Option<i32>> {
         let deadline = Instant::now() + timeout;
@@ -354,9 +430,22 @@ impl Drop for Control {
     fn drop(&mut self) {
         if self.abandoned {
             // The driver may still write to it.
-            std::mem::forget(std::mem::replace(&mut self.data, Box::new([0; 64])));
+            let data = std::mem::replace(&mut self.data, Box::new(CommandData::ZEROS));
+            std::mem::forget(data);
         }
     }
+}
+
+/// Whether a device was made by a process without privileges.
+pub(super) fn is_unprivileged(info: &DeviceInfo) -> bool {
+    info.flags & u64::from(sys::UBLK_F_UNPRIVILEGED_DEV) != 0
+}
+
+fn warn_of_number(id: u32) {
+    tracing::warn!(
+        id,
+        "the ublk device is still open; its number is not free yet"
+    );
 }
 
 fn gone_is_fine(result: Result<()>) -> Result<()> {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use libublk_rs_sys as sys;
+
 use super::control::Control;
 use crate::Result;
 
@@ -49,6 +51,16 @@ impl Features {
         self.0 & mask == mask
     }
 
+    /// Whether the driver makes devices for those who are not root.
+    pub fn makes_unprivileged_devices(self) -> bool {
+        self.has(sys::UBLK_F_UNPRIVILEGED_DEV.into())
+    }
+
+    /// Whether a device whose process has died can wait for another process.
+    pub fn keep_devices_of_the_dead(self) -> bool {
+        self.has(super::params::RECOVERY)
+    }
+
     /// The names of the features; one that was added after this program has its bit in hex.
     pub fn names(self) -> Vec<String> {
         (0..u64::BITS as usize)
@@ -70,7 +82,6 @@ impl fmt::Display for Features {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use libublk_rs_sys as sys;
 
     #[test]
     fn names_stand_at_their_bits() {

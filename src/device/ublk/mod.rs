@@ -5,22 +5,25 @@
 mod control;
 pub mod features;
 mod memory;
+mod nodes;
+pub mod owner;
 mod params;
 mod queue;
 mod recovery;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libublk_rs_sys as sys;
 
-use self::control::{Control, DeviceInfo};
+pub(super) use self::control::CONTROL_PATH;
+use self::control::{Control, DeviceInfo, is_unprivileged};
 use self::memory::Descriptors;
 use self::params::{RECOVERY, params, wanted};
 use self::queue::{QueueSetup, UblkQueue};
@@ -28,13 +31,15 @@ use super::{Device, DeviceOptions, DeviceRecord, Recovery, UblkRecord};
 use crate::volume::Volume;
 use crate::{Context, Error, ErrorKind, Result};
 
-/// How long the node of a new device may take to appear.
-const NODE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request of an unprivileged device may take. The driver kills a process that leaves
+/// one unanswered for longer than the kernel's own limit of 30 s.
+const UNPRIVILEGED_REQUEST_LIMIT: Duration = Duration::from_secs(25);
 
 /// A running ublk device.
 pub struct UblkDevice {
     record: UblkRecord,
     path: PathBuf,
+    unprivileged: bool,
     /// Where it is written how to remove the device should this process die.
     run_directory: PathBuf,
     control: Control,
@@ -56,12 +61,15 @@ impl UblkDevice {
     /// Makes a device for the volume and returns when applications can open it.
     ///
     /// # Errors
-    /// When the driver is missing or refuses; nothing is left behind then.
+    /// When the driver is missing or refuses; nothing is left behind then. `PermissionDenied` where
+    /// nobody gives this user the nodes of an unprivileged device: that one stays, with its record,
+    /// as the driver lets only those remove it who may open them.
     pub fn start(volume: Arc<Volume>, options: &DeviceOptions) -> Result<Self> {
         let mut control = Control::open()?;
         let features = control.features()?;
         let mark = random_mark()?;
-        let info = control.add(wanted(&volume, options, features, mark))?;
+        let wanted = wanted(&volume, options, features, mark);
+        let info = add(&mut control, wanted, features)?;
         tracing::debug!(
             id = info.dev_id,
             flags = format!("{:#x}", info.flags),
@@ -76,8 +84,11 @@ impl UblkDevice {
             mark,
             recovery: (info.flags & RECOVERY == RECOVERY).then_some(recovery),
         };
+        if is_unprivileged(&info) {
+            volume.limit_requests(UNPRIVILEGED_REQUEST_LIMIT);
+        }
         // From here on dropping the device removes it.
-        let mut device = Self::new(record, control, options, WhenDropped::Remove);
+        let mut device = Self::new(record, &info, control, options, WhenDropped::Remove);
         device.record().save(&device.run_directory)?;
         device.set_up(&volume, options, &info)?;
         Ok(device)
@@ -99,7 +110,7 @@ impl UblkDevice {
         recovery::check(record, &info, &found, &volume, options)?;
         recovery::begin(&mut control, id)?;
         tracing::debug!(id, "taking the ublk device over");
-        let mut device = Self::new(record.clone(), control, options, WhenDropped::Leave);
+        let mut device = Self::new(record.clone(), &info, control, options, WhenDropped::Leave);
         let character = device.open_queues()?;
         device.start_queues(&volume, &info, &character)?;
         tracing::debug!(id, "the queues serve");
@@ -111,13 +122,15 @@ impl UblkDevice {
 
     fn new(
         record: UblkRecord,
+        info: &DeviceInfo,
         control: Control,
         options: &DeviceOptions,
         when_dropped: WhenDropped,
     ) -> Self {
         Self {
-            path: PathBuf::from(format!("/dev/ublkb{}", record.id)),
+            path: nodes::of_block_device(record.id),
             record,
+            unprivileged: is_unprivileged(info),
             run_directory: options.run_directory.clone(),
             control,
             queues: Vec::new(),
@@ -132,16 +145,24 @@ impl UblkDevice {
         options: &DeviceOptions,
         info: &DeviceInfo,
     ) -> Result<()> {
+        let character = self.open_queues()?;
         self.control
             .set_params(self.record.id, &params(volume, options))?;
-        let character = self.open_queues()?;
         self.start_queues(volume, info, &character)?;
         self.control.start(self.record.id)?;
-        wait_for_node(&self.path)
+        let writable = !options.read_only && !volume.is_read_only();
+        nodes::wait_for(&self.path, writable, self.unprivileged)
     }
 
     fn open_queues(&self) -> Result<Arc<File>> {
-        open_node(Path::new(&format!("/dev/ublkc{}", self.record.id)))
+        let path = nodes::of_queues(self.record.id);
+        nodes::wait_for(&path, true, self.unprivileged)?;
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map(Arc::new)
+            .context_io(|| format!("cannot open {}", path.display()))
     }
 
     /// Starts a thread for each queue and waits until all have handed their tags to the driver.
@@ -317,6 +338,23 @@ fn random_mark() -> Result<u64> {
     Ok(u64::from_ne_bytes(bytes).max(1))
 }
 
+/// Adds the device, as an unprivileged one where it cannot be another.
+fn add(control: &mut Control, wanted: DeviceInfo, features: u64) -> Result<DeviceInfo> {
+    let unprivileged = u64::from(sys::UBLK_F_UNPRIVILEGED_DEV);
+    match control.add(wanted) {
+        Err(error)
+            if error.kind() == ErrorKind::PermissionDenied && features & unprivileged != 0 =>
+        {
+            // Who may not command the machine may not see the pages of others either: no zero copy.
+            control.add(DeviceInfo {
+                flags: unprivileged,
+                ..wanted
+            })
+        }
+        other => other,
+    }
+}
+
 /// A queue's thread, and those who wait for it.
 struct QueueThread {
     /// That all queues are prepared.
@@ -364,32 +402,4 @@ fn pin(number: u16, cpus: &nix::sched::CpuSet) {
     if let Err(error) = nix::sched::sched_setaffinity(this_thread, cpus) {
         tracing::debug!(queue = number, %error, "the queue's thread stays unpinned");
     }
-}
-
-/// Opens the queues' device, which appears a moment after it was added.
-fn open_node(path: &Path) -> Result<Arc<File>> {
-    wait_for_node(path)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .context_io(|| format!("cannot open {}", path.display()))?;
-    Ok(Arc::new(file))
-}
-
-fn wait_for_node(path: &Path) -> Result<()> {
-    let deadline = Instant::now() + NODE_TIMEOUT;
-    while !path.exists() {
-        if Instant::now() > deadline {
-            return Err(Error::new(
-                ErrorKind::TimedOut,
-                format!(
-                    "{} did not appear; is /dev a devtmpfs, or udev running?",
-                    path.display()
-                ),
-            ));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::device::choice::{self, Lack};
+use crate::device::ublk::features::Features;
 use crate::device::{Choice, DeviceKind};
 
 /// What was found.
@@ -76,13 +77,16 @@ pub fn examine() -> Report {
         Err(error) => (None, error.chain(), Vec::new()),
     };
     let ublk = choice::ublk();
-    let recovery = recovery(ublk.as_deref());
+    let recovery = recovery(ublk.as_ref());
     Report {
         kernel: kernel(),
-        ublk_features: ublk.clone().unwrap_or_default(),
+        ublk_features: ublk
+            .as_ref()
+            .map_or_else(|_| Vec::new(), |features| features.names()),
         findings: vec![
-            Finding::new("ublk", ublk.map(|features| features.join(" "))),
+            Finding::new("ublk", ublk.map(|features| features.to_string())),
             Finding::new("recovery", recovery),
+            Finding::new("ublk without root", choice::ublk_for_all()),
             Finding::new("nbd", nbd()),
             Finding::new("fuse", choice::fuse()),
             Finding::new("fusermount3", choice::fusermount()),
@@ -109,14 +113,18 @@ fn kernel() -> String {
 }
 
 /// Whether a device outlives its process.
-fn recovery(ublk_features: Result<&[String], &Lack>) -> Result<String, Lack> {
-    let features =
-        ublk_features.map_err(|_| Lack::for_good("only ublk devices outlive their process"))?;
-    let has = |name: &str| features.iter().any(|feature| feature == name);
-    match has("USER_RECOVERY") && has("USER_RECOVERY_REISSUE") {
-        true => Ok("a device whose process is killed waits for `blockferry recover`".to_owned()),
-        false => Err(Lack::for_good(
+fn recovery(ublk: Result<&Features, &Lack>) -> Result<String, Lack> {
+    let features = ublk.map_err(|_| Lack::for_good("only ublk devices outlive their process"))?;
+    if !features.keep_devices_of_the_dead() {
+        return Err(Lack::for_good(
             "the ublk driver lets a device end with its process (Linux 6.1 and later do not)",
+        ));
+    }
+    match choice::has_capability(choice::CAP_SYS_ADMIN) {
+        true => Ok("a device whose process is killed waits for `blockferry recover`".to_owned()),
+        false => Err(Lack::mended_by(
+            "a device that was made without root ends with its process",
+            "run as root",
         )),
     }
 }
