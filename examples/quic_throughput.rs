@@ -48,6 +48,7 @@ fn main() -> Result<()> {
     let served = ServedVolume {
         name: name.clone(),
         backend: Arc::new(volume),
+        block_bytes: None,
         read_only: true,
         content: Content::Instance,
         instance: [0; 16],

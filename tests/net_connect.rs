@@ -131,6 +131,7 @@ async fn two_servers_do_not_share_a_port_or_a_volume() {
         let volume = ServedVolume {
             name: disk(),
             backend: Memory::new(SIZE),
+            block_bytes: None,
             read_only: false,
             content: Content::Name,
             instance: [0; 16],
@@ -228,6 +229,7 @@ async fn certificates_of_one_ca_let_in_without_a_secret_and_others_do_not() {
     let volume = ServedVolume {
         name: disk(),
         backend: Memory::new(SIZE),
+        block_bytes: None,
         read_only: false,
         content: Content::Name,
         instance: [1; 16],

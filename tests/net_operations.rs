@@ -7,7 +7,8 @@ mod net_support;
 use std::sync::atomic::Ordering;
 
 use blockferry::AsyncBackend;
-use net_support::{Dice, Memory, Setup, connect, extents, pattern, read, write};
+use blockferry::net::{Remote, RemoteOptions};
+use net_support::{Dice, Memory, Setup, connect, extents, options, pattern, read, write};
 
 const SIZE: usize = 24 << 20;
 
@@ -58,5 +59,38 @@ async fn every_operation_does_what_a_byte_array_does() {
     assert!(read(&remote, 0, SIZE).await.unwrap() == model);
     assert!(*memory.bytes.lock().unwrap() == model);
     remote.close().await.unwrap();
+    server.stop().await;
+}
+
+/// A client's device has the block that its server was told to have, which no reconnection changes.
+#[tokio::test]
+async fn the_servers_block_size_travels_and_stays() {
+    let state = tempfile::tempdir().unwrap();
+    let memory = Memory::new(SIZE);
+    let with_blocks = |block_bytes, listen| Setup {
+        block_bytes,
+        listen,
+        ..Setup::new(state.path(), memory.clone())
+    };
+    let any = "127.0.0.1:0".parse().unwrap();
+    let server = with_blocks(Some(4096), any).start().await;
+    let remote = connect(&server.ticket).await;
+    assert_eq!(remote.capabilities().logical_block_bytes, 4096);
+    let listen = server.address;
+    server.stop().await;
+
+    let server = with_blocks(None, listen).start().await;
+    assert!(read(&remote, 0, 4096).await.is_err());
+    let why = remote.lost_because().unwrap();
+    assert!(why.contains("blocks of 4096"), "{why}");
+    // The first client still has the lease.
+    let reader = RemoteOptions {
+        read_only: true,
+        ..options("reader")
+    };
+    let remote = Remote::connect(server.ticket.clone(), reader)
+        .await
+        .unwrap();
+    assert_eq!(remote.capabilities().logical_block_bytes, 512);
     server.stop().await;
 }

@@ -86,7 +86,11 @@ impl Resource {
         let capabilities = backend.capabilities();
         Ok(Self {
             url: name.to_owned(),
-            geometry: geometry(backend.size(), capabilities.logical_block_bytes, options)?,
+            geometry: Geometry::with_blocks(
+                backend.size(),
+                capabilities.logical_block_bytes,
+                options.block_bytes,
+            )?,
             read_only: options.read_only || capabilities.read_only,
             instance: instance::fresh()?,
             kind: Kind::Other(backend),
@@ -141,7 +145,7 @@ const KNOWN_SCHEMES: &str =
 
 fn open_memory(url: &str, size: &str, options: &OpenOptions) -> Result<Resource> {
     let len_bytes = parse_size(size)?;
-    let geometry = geometry(len_bytes, 512, *options)?;
+    let geometry = Geometry::with_blocks(len_bytes, 512, options.block_bytes)?;
     Ok(Resource {
         url: url.to_owned(),
         geometry,
@@ -171,7 +175,11 @@ fn open_file(url: &str, path: &str, options: &OpenOptions) -> Result<Resource> {
     )?;
     Ok(Resource {
         url: url.to_owned(),
-        geometry: geometry(store.len_bytes(), store.logical_block_bytes(), *options)?,
+        geometry: Geometry::with_blocks(
+            store.len_bytes(),
+            store.logical_block_bytes(),
+            options.block_bytes,
+        )?,
         read_only: options.read_only,
         instance: instance::of_boot()?,
         kind: Kind::File(Arc::new(store)),
@@ -193,20 +201,6 @@ pub fn canonical(url: &str) -> String {
         Ok(Some(path)) => format!("file:{path}"),
         _ => url.to_owned(),
     }
-}
-
-/// The geometry that the options ask for; never finer than what the resource can address.
-fn geometry(len_bytes: u64, own_block_bytes: u32, options: OpenOptions) -> Result<Geometry> {
-    let block_bytes = options.block_bytes.unwrap_or(own_block_bytes);
-    if block_bytes < own_block_bytes {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "a block size of {block_bytes} is below the resource's own of {own_block_bytes}"
-            ),
-        ));
-    }
-    Geometry::new(len_bytes, block_bytes)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The command line: one file a verb, arguments first, their meaning second.
 
+mod block_size;
 mod completions;
 mod detach;
 mod doctor;

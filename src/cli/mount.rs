@@ -16,6 +16,7 @@ use clap::builder::RangedU64ValueParser;
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
+use super::block_size;
 use super::detach;
 use super::output;
 use super::repeat;
@@ -82,7 +83,7 @@ pub(super) struct Args {
     depth: Option<u16>,
 
     /// The device's logical block in bytes: 512, 1024, 2048 or 4096 [default: the resource's own]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = block_size::parse)]
     block_size: Option<u32>,
 
     /// After how many seconds without any answer a request to a remote resource fails; 0 to wait for
@@ -279,8 +280,16 @@ impl Args {
             read_only: remote.is_read_only(),
             ..options
         };
+        let resource = match Resource::remote(&name, remote.clone(), options) {
+            Ok(resource) => resource,
+            Err(error) => {
+                // Best effort: what is wrong with the volume matters more.
+                let _ = runtime.block_on(remote.close());
+                return Err(error);
+            }
+        };
         Ok(Opened {
-            resource: Resource::remote(&name, remote.clone(), options)?,
+            resource,
             remote: Some(remote),
         })
     }

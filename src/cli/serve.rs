@@ -13,6 +13,7 @@ use blockferry::wire::{HostPort, VolumeName};
 use blockferry::{Context, Error, ErrorKind, Result};
 use tracing::{info, warn};
 
+use super::block_size;
 use super::output;
 use super::signals::Signals;
 
@@ -44,6 +45,11 @@ pub(super) struct Args {
     /// Refuse clients that want to write
     #[arg(long)]
     read_only: bool,
+
+    /// The logical block of the devices that clients make of the volumes, in bytes: 512, 1024, 2048
+    /// or 4096 [default: each resource's own]
+    #[arg(long, value_name = "BYTES", value_parser = block_size::parse)]
+    block_size: Option<u32>,
 
     /// Write the tickets to this file too, readable by its owner alone
     #[arg(long, value_name = "FILE")]
@@ -137,7 +143,7 @@ async fn serve(args: &Args) -> Result<()> {
     let resources: Vec<Resource> = args
         .resources
         .iter()
-        .map(|resource| open(&resource.url, args.read_only))
+        .map(|resource| open(&resource.url, args))
         .collect::<Result<_>>()?;
     let names = names(args)?;
     let volumes = names.iter().cloned().zip(&resources);
@@ -188,10 +194,11 @@ fn names(args: &Args) -> Result<Vec<VolumeName>> {
     }
 }
 
-fn open(url: &str, read_only: bool) -> Result<Resource> {
+fn open(url: &str, args: &Args) -> Result<Resource> {
     ops::refuse_left_over(&backend::canonical(url))?;
     let options = OpenOptions {
-        read_only,
+        read_only: args.read_only,
+        block_bytes: args.block_size,
         ..OpenOptions::default()
     };
     backend::open(url, &options)
@@ -201,6 +208,7 @@ fn served((name, resource): (VolumeName, &Resource)) -> ServedVolume {
     ServedVolume {
         name,
         backend: resource.as_async(),
+        block_bytes: Some(resource.geometry.logical_block_bytes()),
         read_only: resource.read_only,
         content: content_of(resource),
         instance: resource.instance,

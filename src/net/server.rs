@@ -66,6 +66,9 @@ pub struct ServedVolume {
     pub name: VolumeName,
     /// The resource.
     pub backend: Arc<dyn AsyncBackend>,
+    /// The logical block of the devices that are made of it, in bytes; the backend's own unless
+    /// given.
+    pub block_bytes: Option<u32>,
     /// Refuse whoever wants to write.
     pub read_only: bool,
     /// How its content is told from another one: a client that finds another one gives up.
@@ -269,6 +272,8 @@ impl Server {
 fn open(volume: ServedVolume, state: &StateDir, lease_time: Duration) -> Result<Volume> {
     let capabilities = volume.backend.capabilities();
     let len_bytes = volume.backend.size();
+    let own_block_bytes = capabilities.logical_block_bytes;
+    let geometry = Geometry::with_blocks(len_bytes, own_block_bytes, volume.block_bytes)?;
     let lock = state.lock(&volume.name)?;
     let mut record = state.lease(&volume.name)?;
     let content = volume.content;
@@ -282,7 +287,7 @@ fn open(volume: ServedVolume, state: &StateDir, lease_time: Duration) -> Result<
         state.keep_lease(&volume.name, &record)?;
     }
     Ok(Volume {
-        geometry: Geometry::new(len_bytes, capabilities.logical_block_bytes)?,
+        geometry,
         read_only: volume.read_only || capabilities.read_only,
         instance: volume.instance,
         content: found.keep()?,

@@ -287,6 +287,28 @@ impl Geometry {
         })
     }
 
+    /// A geometry for a resource that addresses blocks of `own_block_bytes`, with logical blocks of
+    /// `wanted_block_bytes` where that is given.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and `InvalidInput` for blocks that are finer than the resource's own.
+    pub fn with_blocks(
+        resource_bytes: u64,
+        own_block_bytes: u32,
+        wanted_block_bytes: Option<u32>,
+    ) -> Result<Self> {
+        let block_bytes = wanted_block_bytes.unwrap_or(own_block_bytes);
+        if block_bytes < own_block_bytes {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "a block size of {block_bytes} is below the resource's own of {own_block_bytes}"
+                ),
+            ));
+        }
+        Self::new(resource_bytes, block_bytes)
+    }
+
     /// How long the resource is.
     pub fn resource_bytes(&self) -> u64 {
         self.resource_bytes

@@ -169,6 +169,7 @@ pub struct Setup<'a> {
     pub lease: Duration,
     pub instance: [u8; 16],
     pub content: Content,
+    pub block_bytes: Option<u32>,
     pub read_only: bool,
 }
 
@@ -181,6 +182,7 @@ impl<'a> Setup<'a> {
             lease: Duration::from_secs(30),
             instance: [1; 16],
             content: Content::Name,
+            block_bytes: None,
             read_only: false,
         }
     }
@@ -213,6 +215,7 @@ impl<'a> Setup<'a> {
         ServedVolume {
             name: disk(),
             backend: Arc::clone(&self.backend),
+            block_bytes: self.block_bytes,
             read_only: self.read_only,
             content: self.content.clone(),
             instance: self.instance,
