@@ -79,6 +79,109 @@ fn wrong_usage_is_exit_code_2_and_says_nothing_on_stdout() {
     }
 }
 
+/// What no machine could make sense of.
+const MALFORMED: [&str; 14] = [
+    "",
+    "nonsense",
+    "/etc/hostname",
+    "ftp://host/x",
+    "file:",
+    "mem:",
+    "mem:0",
+    "mem:-1",
+    "mem:1Gb",
+    "mem:99999999999GiB",
+    "mem:9223372036854775807",
+    "blockferry://",
+    "blockferry://host:0/disk",
+    "blockferry://host:4480/disk#v1.damaged.precious",
+];
+
+#[test]
+fn a_resource_that_cannot_be_understood_is_wrong_usage() {
+    for resource in MALFORMED {
+        for verb in [
+            &["mount", "--direct", resource][..],
+            &["mount", "--direct", "--detach", resource],
+            &["serve", resource],
+            &["serve", "--name", "disk", resource],
+        ] {
+            let output = run(verb);
+            let err = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{verb:?}: {err}");
+            assert!(output.stdout.is_empty(), "{verb:?}");
+            assert!(!err.is_empty() && !err.contains("precious"), "{err}");
+        }
+        let output = blockferry(&["mount", "--direct"])
+            .env("BLOCKFERRY_TICKET", resource)
+            .output()
+            .expect("started");
+        assert_eq!(output.status.code(), Some(2), "{resource}");
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_are_wrong_usage() {
+    for args in [
+        &["mount", "--direct"][..],
+        &["mount", "mem:1MiB"],
+        &["mount", "mem:1MiB", "--direct", "--name", "a name"],
+        &["mount", "mem:1MiB", "--direct", "--name", ""],
+        &["mount", "mem:1MiB", "--direct", "--device", "floppy"],
+        &["mount", "mem:1MiB", "--direct", "--depth", "0"],
+        &["mount", "mem:1MiB", "--direct", "--queues", "65"],
+        &["mount", "mem:1MiB", "--direct", "--block-size", "1000"],
+        &["mount", "mem:1MiB", "--direct", "--io-timeout", "31536001"],
+        &["mount", "mem:1MiB", "mem:1MiB", "--direct"],
+        &["serve", "blockferry://host:4480/disk"],
+        &["serve", "mem:1MiB", "--block-size", "8192"],
+        &["serve", "mem:1MiB", "--advertise", "nowhere"],
+        &["serve", "mem:1MiB", "mem:2MiB"],
+        &["serve", "a=mem:1MiB", "--name", "b"],
+        &["serve", "file:/srv/a b.img"],
+    ] {
+        let output = blockferry(args)
+            .env_remove("BLOCKFERRY_TICKET")
+            .output()
+            .expect("started");
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {err}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_resource_that_is_understood_and_cannot_be_had_is_a_failure() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    fs::write(path("empty"), "").expect("written");
+    fs::write(path("garbage"), "mem:1Gb").expect("written");
+    let state = path("state");
+    for resource in [
+        format!("file:{}", path("missing")),
+        format!("file:{}", path("empty")),
+        format!("file:{}", directory.path().display()),
+        format!("@{}", path("missing")),
+        format!("@{}", path("garbage")),
+    ] {
+        for verb in [
+            &["mount", "--direct", &resource][..],
+            &["serve", "--state-dir", &state, "--name", "disk", &resource],
+        ] {
+            if verb[0] == "serve" && resource.starts_with('@') {
+                continue;
+            }
+            let output = blockferry(verb)
+                .env("BLOCKFERRY_RUN_DIR", path("run"))
+                .output()
+                .expect("started");
+            let err = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{verb:?}: {err}");
+            assert!(output.stdout.is_empty(), "{verb:?}");
+        }
+    }
+}
+
 #[test]
 fn a_failure_is_exit_code_1_with_one_line_that_names_the_program() {
     for args in [&["status", "disk"][..], &["stop", "disk"]] {

@@ -4,4 +4,4 @@ pub mod faults;
 mod local;
 mod registry;
 
-pub use registry::{Kind, OpenOptions, Resource, canonical, open};
+pub use registry::{Kind, OpenOptions, Resource, canonical, check, open};

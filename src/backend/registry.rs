@@ -119,32 +119,60 @@ impl Resource {
 /// # Errors
 /// `InvalidInput` for a URL that cannot be understood, and what opening the resource gives.
 pub fn open(url: &str, options: &OpenOptions) -> Result<Resource> {
+    match parse(url)? {
+        Local::Memory { len_bytes } => open_memory(url, len_bytes, options),
+        Local::File(path) => open_file(url, path, options),
+    }
+}
+
+/// Whether [`open`] understands the URL. Looks at nothing that it names.
+///
+/// # Errors
+/// `InvalidInput`, with what would be understood.
+pub fn check(url: &str) -> Result<()> {
+    parse(url).map(drop)
+}
+
+/// What the URL of a local resource says.
+enum Local<'a> {
+    Memory { len_bytes: u64 },
+    File(&'a Path),
+}
+
+fn parse(url: &str) -> Result<Local<'_>> {
     let (scheme, rest) = url.split_once(':').ok_or_else(|| {
         let hint = if Path::new(url).exists() {
             format!("; did you mean file:{url}?")
         } else {
             String::new()
         };
-        Error::new(
-            ErrorKind::InvalidInput,
-            format!("`{url}` is no resource URL{hint}{KNOWN_SCHEMES}"),
-        )
+        invalid(format!("`{url}` is no resource URL{hint}{KNOWN_SCHEMES}"))
     })?;
     match scheme {
-        "mem" => open_memory(url, rest, options),
-        "file" => open_file(url, rest, options),
-        other => Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!("`{other}:` is no kind of resource that is known here{KNOWN_SCHEMES}"),
-        )),
+        "mem" => {
+            let len_bytes = parse_size(rest)?;
+            Geometry::new(len_bytes, 512).map(|_| Local::Memory { len_bytes })
+        }
+        "file" => match path_of(rest) {
+            path if path.as_os_str().is_empty() => {
+                Err(invalid(format!("`{url}` names no file{KNOWN_SCHEMES}")))
+            }
+            path => Ok(Local::File(path)),
+        },
+        other => Err(invalid(format!(
+            "`{other}:` is no kind of resource that is known here{KNOWN_SCHEMES}"
+        ))),
     }
+}
+
+fn invalid(context: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, context)
 }
 
 const KNOWN_SCHEMES: &str =
     "; there are mem:SIZE (mem:1GiB), file:PATH (file:/srv/disk.img) and blockferry://… tickets";
 
-fn open_memory(url: &str, size: &str, options: &OpenOptions) -> Result<Resource> {
-    let len_bytes = parse_size(size)?;
+fn open_memory(url: &str, len_bytes: u64, options: &OpenOptions) -> Result<Resource> {
     let geometry = Geometry::with_blocks(len_bytes, 512, options.block_bytes)?;
     Ok(Resource {
         url: url.to_owned(),
@@ -155,14 +183,7 @@ fn open_memory(url: &str, size: &str, options: &OpenOptions) -> Result<Resource>
     })
 }
 
-fn open_file(url: &str, path: &str, options: &OpenOptions) -> Result<Resource> {
-    let path = path_of(path);
-    if path.as_os_str().is_empty() {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!("`{url}` names no file{KNOWN_SCHEMES}"),
-        ));
-    }
+fn open_file(url: &str, path: &Path, options: &OpenOptions) -> Result<Resource> {
     let store = FileStore::open(
         path,
         FileOptions {

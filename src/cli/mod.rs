@@ -4,6 +4,7 @@ mod block_size;
 mod completions;
 mod detach;
 mod doctor;
+mod failure;
 mod list;
 mod logging;
 mod man;
@@ -23,6 +24,8 @@ mod udev;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use self::failure::Failure;
 
 /// Turns any resource into a Linux block device.
 #[derive(Debug, Parser)]
@@ -55,32 +58,38 @@ enum Verb {
     Man(man::Args),
 }
 
-/// Runs the verb on the command line and gives the exit code: 0, 1 for a failure, 2 for usage.
+/// Runs the verb on the command line and gives the exit code: 0, 1 for a failure, 2 for wrong usage.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = logging::start(&cli.logging) {
         output::failure(&error);
         return ExitCode::from(2);
     }
-    let result = match cli.verb {
-        Verb::Mount(args) => mount::run(&args),
-        Verb::Recover(args) => recover::run(&args),
-        Verb::Serve(args) => serve::run(&args),
-        Verb::Ticket(args) => ticket::run(&args),
-        Verb::List(args) => list::run(&args),
-        Verb::Status(args) => status::run(&args),
-        Verb::Stop(args) => stop::run(&args),
-        Verb::Doctor(args) => doctor::run(&args),
-        Verb::Udev(args) => udev::run(&args),
-        Verb::Completions(args) => completions::run(&args),
-        Verb::Man(args) => man::run(&args),
-    };
-    match result {
+    match cli.verb.run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            cli.logging.failure(&error);
-            ExitCode::FAILURE
+        Err(failure) => {
+            cli.logging.failure(failure.error());
+            failure.exit_code()
         }
+    }
+}
+
+impl Verb {
+    fn run(&self) -> Result<(), Failure> {
+        match self {
+            Self::Mount(args) => return mount::run(args),
+            Self::Recover(args) => return recover::run(args),
+            Self::Serve(args) => return serve::run(args),
+            Self::Ticket(args) => ticket::run(args),
+            Self::List(args) => list::run(args),
+            Self::Status(args) => status::run(args),
+            Self::Stop(args) => stop::run(args),
+            Self::Doctor(args) => doctor::run(args),
+            Self::Udev(args) => udev::run(args),
+            Self::Completions(args) => completions::run(args),
+            Self::Man(args) => man::run(args),
+        }?;
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 
 use super::block_size;
 use super::detach;
+use super::failure::Failure;
 use super::output;
 use super::repeat;
 use super::serving::{self, Serving};
@@ -142,21 +143,22 @@ struct Opened {
     remote: Option<Arc<Remote>>,
 }
 
-pub(super) fn run(args: &Args) -> Result<()> {
-    if args.detach {
-        return detach::run();
-    }
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if !args.direct {
-        return Err(Error::new(
+        return Err(Failure::Usage(Error::new(
             ErrorKind::InvalidInput,
             "only direct mounts are built in so far; add --direct",
-        ));
+        )));
+    }
+    if args.detach {
+        ticket_argument::check(args.resource.as_deref())?;
+        return Ok(detach::run()?);
     }
     let named = ticket_argument::resolve(args.resource.as_deref())?;
     let resource = named.canonical();
     let place = ops::place(args.name.as_ref(), &named.to_string(), &resource)?;
     let record = repeat::record(args.resource.as_deref(), resource)?;
-    args.run_at(named, place, record)
+    Ok(args.run_at(named, place, record)?)
 }
 
 impl Args {

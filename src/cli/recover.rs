@@ -4,6 +4,7 @@ use blockferry::ops::{self, MountRecord, Name};
 use blockferry::{Context, Error, ErrorKind, Result};
 
 use super::detach;
+use super::failure::Failure;
 use super::mount;
 use super::ticket_argument::{self, Named};
 
@@ -35,9 +36,9 @@ pub(super) struct Args {
     detached: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<()> {
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.detach {
-        return detach::run();
+        return Ok(detach::run()?);
     }
     let (place, record) = ops::take_left_over(&args.name)?;
     let again = args.ticket_again(&record)?;
@@ -56,33 +57,29 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Named::Ticket(ticket) = &named
         && ticket.url() != record.resource
     {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "the ticket is for {}, and `{}` is a device of {}",
-                ticket.url(),
-                args.name,
-                record.resource
-            ),
-        ));
+        let context = format!(
+            "the ticket is for {}, and `{}` is a device of {}",
+            ticket.url(),
+            args.name,
+            record.resource
+        );
+        return Err(Error::new(ErrorKind::InvalidInput, context).into());
     }
-    mount.run_at(named, place, record)
+    Ok(mount.run_at(named, place, record)?)
 }
 
 impl Args {
     /// The ticket, if it is given again.
-    fn ticket_again(&self, record: &MountRecord) -> Result<Option<Named>> {
+    fn ticket_again(&self, record: &MountRecord) -> Result<Option<Named>, Failure> {
         let in_environment = std::env::var_os(ticket_argument::VARIABLE).is_some();
         if self.ticket.is_none() && record.needs_ticket && !in_environment {
             let name = &self.name;
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "the ticket of `{name}` was in no file, and secrets are not kept; give it \
-                     again: blockferry recover {name} @FILE, or `-`, or in ${}",
-                    ticket_argument::VARIABLE
-                ),
-            ));
+            let context = format!(
+                "the ticket of `{name}` was in no file, and secrets are not kept; give it again: \
+                 blockferry recover {name} @FILE, or `-`, or in ${}",
+                ticket_argument::VARIABLE
+            );
+            return Err(Error::new(ErrorKind::InvalidInput, context).into());
         }
         match self.ticket.is_some() || record.needs_ticket {
             true => ticket_argument::resolve(self.ticket.as_deref()).map(Some),

@@ -14,6 +14,7 @@ use blockferry::{Context, Error, ErrorKind, Result};
 use tracing::{info, warn};
 
 use super::block_size;
+use super::failure::Failure;
 use super::output;
 use super::signals::Signals;
 
@@ -131,13 +132,17 @@ impl NamedUrl {
     }
 }
 
-pub(super) fn run(args: &Args) -> Result<()> {
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let names = names(args).map_err(Failure::Usage)?;
+    for resource in &args.resources {
+        backend::check(&resource.url).map_err(Failure::Usage)?;
+    }
     let runtime =
         tokio::runtime::Runtime::new().context_io(|| "cannot start the threads of the server")?;
-    runtime.block_on(serve(args))
+    Ok(runtime.block_on(serve(args, names))?)
 }
 
-async fn serve(args: &Args) -> Result<()> {
+async fn serve(args: &Args, names: Vec<VolumeName>) -> Result<()> {
     // Before anything is announced, so that no signal is lost.
     let signals = Signals::catch()?;
     let resources: Vec<Resource> = args
@@ -145,7 +150,6 @@ async fn serve(args: &Args) -> Result<()> {
         .iter()
         .map(|resource| open(&resource.url, args))
         .collect::<Result<_>>()?;
-    let names = names(args)?;
     let volumes = names.iter().cloned().zip(&resources);
     let config = ServerConfig {
         listen: args.listen,

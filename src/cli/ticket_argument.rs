@@ -9,6 +9,8 @@ use blockferry::wire::Ticket;
 use blockferry::wire::ticket::SCHEME;
 use blockferry::{Context, Error, ErrorKind, Result};
 
+use super::failure::Failure;
+
 /// Where the ticket is looked for when there is no argument.
 pub(super) const VARIABLE: &str = "BLOCKFERRY_TICKET";
 
@@ -47,29 +49,50 @@ impl std::fmt::Display for Named {
 /// What `argument` names; without one, what is in `$BLOCKFERRY_TICKET`.
 ///
 /// # Errors
-/// `InvalidInput` where there is neither, for more than one line, and for a damaged ticket.
-pub(super) fn resolve(argument: Option<&str>) -> Result<Named> {
-    let text = match argument {
-        None => std::env::var(VARIABLE).map_err(|_| {
-            Error::new(
-                ErrorKind::InvalidInput,
-                format!("name a resource: a URL, a ticket, @FILE, `-`, or set ${VARIABLE}"),
-            )
-        })?,
-        Some("-") => read_line(io::stdin().lock(), "standard input")?,
+/// Wrong usage where there is neither, and for what cannot be understood; a failure for a file
+/// that cannot be read, or holds something else.
+pub(super) fn resolve(argument: Option<&str>) -> Result<Named, Failure> {
+    match argument {
+        Some("-") => Ok(understand(&read_line(
+            io::stdin().lock(),
+            "standard input",
+        )?)?),
         Some(argument) => match argument.strip_prefix('@') {
             Some(path) => {
                 let file = File::open(path)
                     .context_io(|| format!("cannot open the ticket's file {path}"))?;
-                read_line(file, path)?
+                Ok(understand(&read_line(file, path)?)?)
             }
-            None => argument.to_owned(),
+            None => understand(argument).map_err(Failure::Usage),
         },
-    };
+        None => std::env::var(VARIABLE)
+            .map_err(|_| {
+                invalid(format!(
+                    "name a resource: a URL, a ticket, @FILE, `-`, or set ${VARIABLE}"
+                ))
+            })
+            .and_then(|text| understand(&text))
+            .map_err(Failure::Usage),
+    }
+}
+
+/// Whether [`resolve`] will find wrong usage. Reads nothing.
+///
+/// # Errors
+/// As there.
+pub(super) fn check(argument: Option<&str>) -> Result<(), Failure> {
+    match argument {
+        Some(argument) if argument == "-" || argument.starts_with('@') => Ok(()),
+        argument => resolve(argument).map(drop),
+    }
+}
+
+fn understand(text: &str) -> Result<Named> {
     let text = text.trim();
     if text.starts_with(SCHEME) {
         return text.parse().map(Named::Ticket);
     }
+    backend::check(text)?;
     Ok(Named::Url(text.to_owned()))
 }
 
@@ -98,7 +121,7 @@ mod tests {
 
     const PLAIN: &str = "blockferry://host:4480/disk";
 
-    fn ticket_in(text: &str) -> Result<Named> {
+    fn ticket_in(text: &str) -> Result<Named, Failure> {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         io::Write::write_all(&mut file, text.as_bytes()).expect("written");
         resolve(Some(&format!("@{}", file.path().display())))
