@@ -79,7 +79,7 @@ impl Volume {
     /// Has every request that goes to the asynchronous side answered within `limit`, whatever time
     /// its mount gives it. Local I/O has the kernel's own limits.
     pub fn limit_requests(&self, limit: Duration) {
-        if let Store::Async(misses) = &self.store {
+        if let Some(misses) = self.misses() {
             misses.limit_requests(limit);
         }
     }

@@ -168,7 +168,7 @@ impl ManagedMount {
                 options.chunk_bytes.max(push::PIECE_BYTES) as usize,
                 usize::try_from(options.memory_limit_bytes).unwrap_or(usize::MAX),
             ),
-            deadline: Deadline::new(options.io_timeout),
+            deadline: Deadline::new(options.io_timeout, Arc::clone(&store.misses)),
             fetches: Fetches::default(),
             downlink: Flow::new(options.chunk_bytes, bulk_limit),
             uplink: Flow::new(options.chunk_bytes.max(push::PIECE_BYTES), bulk_limit),
