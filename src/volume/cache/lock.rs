@@ -4,18 +4,23 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::fcntl::Flock;
 
 use super::DATA;
 use super::files::{OsDirectory, OsFile};
-use crate::volume::file;
+use crate::volume::file::{self, FileOptions};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How often somebody may remove `data` between our opening it and our locking it.
 const TRIES_MAX: usize = 16;
 
-/// Opens `data` and locks it.
+/// How long the last writes of a process that has died may take.
+const LAST_WRITES_WAIT: Duration = Duration::from_secs(10);
+
+/// Opens `data` and locks it. The lock of a process that has died is waited for: its last writes are
+/// on their way (L11).
 ///
 /// # Errors
 /// `Busy`, with who has it; `NotFound` where there is none and none is to be made.
@@ -33,17 +38,24 @@ pub(super) fn open_data(directory: &OsDirectory, path: &Path, create: bool) -> R
 
 fn lock_data(data: File, path: &Path) -> Result<Flock<File>> {
     let holder = holder(&data);
-    file::lock(data, path, file::FileOptions::default()).map_err(|error| {
-        match (error.kind(), holder) {
-            (ErrorKind::Busy, Some(pid)) => Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "the cache in {} is in use by process {pid}; stop that first",
-                    path.display()
-                ),
+    let lives = holder.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists());
+    let options = FileOptions {
+        lock_patience: if lives {
+            Duration::ZERO
+        } else {
+            LAST_WRITES_WAIT
+        },
+        ..FileOptions::default()
+    };
+    file::lock(data, path, options).map_err(|error| match (error.kind(), holder) {
+        (ErrorKind::Busy, Some(pid)) => Error::new(
+            ErrorKind::Busy,
+            format!(
+                "the cache in {} is in use by process {pid}; stop that first",
+                path.display()
             ),
-            _ => error,
-        }
+        ),
+        _ => error,
     })
 }
 

@@ -13,9 +13,11 @@
 //! | 56–63 | chunk in bytes |
 //! | 64–71 | epoch of the lease; 0 for none |
 //! | 72–79 | open counter: how often it was opened without a live map to go on with |
-//! | 80–81 | length of the origin's name |
-//! | 82–336 | the origin's name, UTF-8 |
-//! | 337–479 | 0 |
+//! | 80–87 | how often it was opened at all |
+//! | 88–95 | generation of the origin's content that a reader saw; 0 for none |
+//! | 96–97 | length of the origin's name |
+//! | 98–352 | the origin's name, UTF-8 |
+//! | 353–479 | 0 |
 //! | 480–511 | SHA-256 of bytes 0–479 |
 
 use std::io;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 
 use super::fields::{Fields, Writer, sha256};
 use super::files::StoreDirectory;
+use crate::volume::instance;
 use crate::{Context, Error, ErrorKind, Result};
 
 /// Its name.
@@ -54,10 +57,31 @@ pub(super) struct Meta {
     pub(super) epoch: u64,
     /// How often the store was opened without a live map to go on with.
     pub(super) open_counter: u64,
+    /// How often it was opened at all.
+    pub(super) openings: u64,
+    /// Of the origin's content, as a reader saw it; 0 for none.
+    pub(super) generation: u64,
     pub(super) origin_name: String,
 }
 
 impl Meta {
+    /// Of a store that is going to be made.
+    pub(super) fn begun(persistent: bool) -> Result<Self> {
+        Ok(Self {
+            making: true,
+            persistent,
+            store: instance::fresh()?,
+            identity: [0; 16],
+            size_bytes: 0,
+            chunk_bytes: 0,
+            epoch: 0,
+            open_counter: 0,
+            openings: 0,
+            generation: 0,
+            origin_name: String::new(),
+        })
+    }
+
     pub(super) fn encode(&self) -> [u8; META_BYTES] {
         let mut bytes = [0; META_BYTES];
         let name = truncated(&self.origin_name, ORIGIN_NAME_BYTES_MAX).as_bytes();
@@ -73,6 +97,8 @@ impl Meta {
             self.chunk_bytes,
             self.epoch,
             self.open_counter,
+            self.openings,
+            self.generation,
         ] {
             to.put(&number.to_le_bytes());
         }
@@ -111,7 +137,7 @@ impl Meta {
         let identity = from.take();
         let mut number = || u64::from_le_bytes(from.take());
         let (size_bytes, chunk_bytes, epoch) = (number(), number(), number());
-        let open_counter = number();
+        let (open_counter, openings, generation) = (number(), number(), number());
         let name_bytes = usize::from(u16::from_le_bytes(from.take()));
         let name = from.rest().get(..name_bytes.min(ORIGIN_NAME_BYTES_MAX));
         Ok(Self {
@@ -123,6 +149,8 @@ impl Meta {
             chunk_bytes,
             epoch,
             open_counter,
+            openings,
+            generation,
             origin_name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
         })
     }

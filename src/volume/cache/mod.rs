@@ -4,6 +4,7 @@
 //! checkpoint), and `meta` says what they belong to. As long as the machine runs the live map
 //! counts instead, which is in the run-time directory: see [`state_map`](super::state_map).
 
+mod begin;
 mod checkpointer;
 mod discard;
 mod fields;
@@ -24,6 +25,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use begin::{Begun, Opening};
 pub use checkpointer::Checkpointer;
 pub use discard::{Discard, discard};
 pub use inspect::{CacheReport, Contents, Held, inspect};
@@ -170,19 +172,6 @@ impl CacheDirectory {
     /// The epoch of the lease under which it was written last; 0 before the first one.
     pub fn epoch(&self) -> u64 {
         self.meta().get().epoch
-    }
-
-    /// Notes the epoch, durably.
-    ///
-    /// # Errors
-    /// What the operating system reports; the epoch is then the old one or the new one.
-    pub fn set_epoch(&self, epoch: u64) -> Result<()> {
-        if self.epoch() == epoch {
-            return Ok(());
-        }
-        self.meta()
-            .change(|meta| meta.epoch = epoch)
-            .context_io(|| format!("cannot note the epoch in {}", self.path.display()))
     }
 
     fn meta(&self) -> MutexGuard<'_, MetaFile> {

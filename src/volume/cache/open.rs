@@ -13,7 +13,6 @@ use super::meta::{META_NEW, Meta, MetaFile};
 use super::{CacheOptions, DATA, Found, FoundState};
 use crate::volume::StateMap;
 use crate::volume::geometry::BLOCK_BYTES;
-use crate::volume::instance;
 use crate::volume::state_map::{AdoptError, LiveMap, LiveMapKey};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -55,10 +54,10 @@ impl Place {
                 self.check_data(data, &meta)?;
                 Ok(meta)
             }
-            Some(_) => self.make(data, options),
+            Some(begun) => self.make(data, begun, options),
             None => {
                 self.refuse_unless_empty(data)?;
-                self.make(data, options)
+                self.make(data, Meta::begun(options.persistent)?, options)
             }
         }
     }
@@ -115,7 +114,7 @@ impl Place {
         Err(self.refuse(ErrorKind::Damaged, what))
     }
 
-    fn refuse_unless_empty(&self, data: &dyn StoreFile) -> Result<()> {
+    pub(super) fn refuse_unless_empty(&self, data: &dyn StoreFile) -> Result<()> {
         let cannot = || format!("cannot look at {}", self.name);
         let names = self.directory.names().context_io(cannot)?;
         let ours = [DATA, META_NEW, "lost+found"];
@@ -136,17 +135,14 @@ impl Place {
     }
 
     /// Makes an empty cache. Until it is opened `meta` says that there is nothing in it.
-    fn make(&self, data: &dyn StoreFile, options: &CacheOptions) -> Result<Meta> {
+    fn make(&self, data: &dyn StoreFile, begun: Meta, options: &CacheOptions) -> Result<Meta> {
         let meta = Meta {
-            making: true,
             persistent: options.persistent,
-            store: instance::fresh()?,
             identity: options.identity,
             size_bytes: options.size_bytes,
             chunk_bytes: options.chunk_bytes,
-            epoch: 0,
-            open_counter: 0,
             origin_name: options.origin_name.clone(),
+            ..begun
         };
         let make = || {
             meta.write(&*self.directory)?;
