@@ -135,7 +135,13 @@ async fn stop_reports_why_a_device_stays_and_returns_only_when_it_has_gone() {
 
     let (output, ()) = tokio::join!(run_meanwhile(&root, &["stop", "disk"]), async {
         let order = control.order().await;
-        assert_eq!(order.command(), &ops::Command::Stop { force: false });
+        assert_eq!(
+            order.command(),
+            &ops::Command::Stop {
+                force: false,
+                discard_dirty: false
+            }
+        );
         let why = "/dev/no-such-disk is in use: mounted at /mnt.";
         order.answer(Err(Error::new(ErrorKind::Busy, why))).await;
     });
@@ -148,7 +154,13 @@ async fn stop_reports_why_a_device_stays_and_returns_only_when_it_has_gone() {
 
     let (output, ()) = tokio::join!(run_meanwhile(&root, &["stop", "disk", "--force"]), async {
         let order = control.order().await;
-        assert_eq!(order.command(), &ops::Command::Stop { force: true });
+        assert_eq!(
+            order.command(),
+            &ops::Command::Stop {
+                force: true,
+                discard_dirty: false
+            }
+        );
         order.answer(Ok(())).await;
         drop(control);
         drop(claim);

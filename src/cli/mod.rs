@@ -5,10 +5,13 @@ mod completions;
 mod detach;
 mod doctor;
 mod failure;
+mod hooks;
 mod list;
 mod logging;
 mod man;
+mod managed;
 mod mount;
+mod mounted;
 mod output;
 mod recover;
 mod repeat;
@@ -17,6 +20,8 @@ mod serving;
 mod signals;
 mod status;
 mod stop;
+mod store_place;
+mod sync;
 mod ticket;
 mod ticket_argument;
 mod udev;
@@ -52,6 +57,7 @@ enum Verb {
     List(list::Args),
     Status(status::Args),
     Stop(stop::Args),
+    Sync(sync::Args),
     Doctor(doctor::Args),
     Udev(udev::Args),
     Completions(completions::Args),
@@ -84,6 +90,7 @@ impl Verb {
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),
             Self::Stop(args) => stop::run(args),
+            Self::Sync(args) => sync::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Udev(args) => udev::run(args),
             Self::Completions(args) => completions::run(args),

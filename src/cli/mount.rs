@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use blockferry::backend::{Kind, OpenOptions, Resource, open};
@@ -9,8 +10,12 @@ use blockferry::device::{
     self, DEPTH_MAX, Device, DeviceKind, DeviceOptions, DeviceRecord, QUEUES_MAX,
 };
 use blockferry::mount::direct;
+use blockferry::mount::managed::origin::StoreOptions;
+use blockferry::mount::managed::{self, ManagedMount};
 use blockferry::net::{Remote, RemoteOptions, TlsFiles};
 use blockferry::ops::{self, Claim, MountRecord, Name, Place, Running, control};
+use blockferry::volume::cache::{Discard, OpenedCache};
+use blockferry::wire::Ticket;
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
 use clap::builder::RangedU64ValueParser;
 use tokio::runtime::Runtime;
@@ -19,10 +24,13 @@ use tokio::sync::Mutex;
 use super::block_size;
 use super::detach;
 use super::failure::Failure;
+use super::managed::ManagedArgs;
+use super::mounted::{self, Managed, Mounted};
 use super::output;
 use super::repeat;
-use super::serving::{self, Serving};
+use super::serving::Serving;
 use super::signals::Signals;
+use super::store_place::{self, StorePlace};
 use super::ticket_argument::{self, Named};
 
 /// How long the last writes of a process that has died may take: until then they hold the file's
@@ -38,6 +46,10 @@ const CLIENT_FILE: &str = "client.json";
 /// told to end: by SIGINT, SIGTERM or `blockferry stop`. Then it flushes and removes the device. A
 /// device that somebody still has open stays; a second signal removes it all the same.
 ///
+/// A remote volume is mounted *managed*: the device is there at once, what is read is fetched and
+/// kept in a local store, the rest comes in the background, and writes land in the store and are
+/// pushed. With --direct every request goes to the resource, as it always does for a local one.
+///
 /// When it is killed, a ublk device of a file or of a remote volume is left behind, and whoever uses
 /// it waits. The same command again, or `blockferry recover NAME`, goes on with it: all that is lost
 /// is time. Until somebody does that, or removes it with `blockferry stop NAME`, everything that
@@ -45,10 +57,12 @@ const CLIENT_FILE: &str = "client.json";
 /// end with their process.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
+  blockferry mount @disk.ticket
+  blockferry mount @disk.ticket --cache /var/cache/disk --detach
   blockferry mount @disk.ticket --direct
   BLOCKFERRY_TICKET=$(cat disk.ticket) blockferry mount --direct --detach
-  blockferry mount file:/srv/disk.img --direct --name disk
-  blockferry mount mem:1GiB --direct --device ublk --queues 2 --depth 256
+  blockferry mount file:/srv/disk.img --name disk
+  blockferry mount mem:1GiB --device ublk --queues 2 --depth 256
 
 Resources:
   blockferry://HOST:PORT/VOLUME#…  a volume that another host serves (a ticket)
@@ -59,7 +73,7 @@ pub(super) struct Args {
     /// What to mount; without it, the ticket in $BLOCKFERRY_TICKET
     resource: Option<String>,
 
-    /// Send every request to the resource
+    /// Send every request to the resource, instead of keeping a local copy of a remote one
     #[arg(long)]
     direct: bool,
 
@@ -124,6 +138,9 @@ pub(super) struct Args {
     /// Our private key (PEM)
     #[arg(long, value_name = "FILE", requires = "ca")]
     key: Option<PathBuf>,
+
+    #[command(flatten)]
+    managed: ManagedArgs,
 }
 
 /// A kind of device, or whatever suits the machine best.
@@ -137,24 +154,32 @@ fn parse_kind(text: &str) -> Result<Wanted> {
     }
 }
 
-/// An open resource, and the connection behind it if it is on another host.
+/// An open resource, with the connection behind it if it is on another host, and the local store in
+/// front of it if it is managed.
 struct Opened {
     resource: Resource,
     remote: Option<Arc<Remote>>,
+    store: Option<(OpenedCache, StorePlace)>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    if !args.direct {
-        return Err(Failure::Usage(Error::new(
-            ErrorKind::InvalidInput,
-            "only direct mounts are built in so far; add --direct",
-        )));
-    }
     if args.detach {
         ticket_argument::check(args.resource.as_deref())?;
         return Ok(detach::run()?);
     }
     let named = ticket_argument::resolve(args.resource.as_deref())?;
+    if let (Named::Url(url), Some(_)) = (&named, &args.managed.cache) {
+        return Err(Failure::Usage(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "{url} is on this host: it is mounted directly, and --cache is for remote volumes"
+            ),
+        )));
+    }
+    // Before anything is begun.
+    args.managed
+        .options(args.io_timeout())
+        .map_err(Failure::Usage)?;
     let resource = named.canonical();
     let place = ops::place(args.name.as_ref(), &named.to_string(), &resource)?;
     let record = repeat::record(args.resource.as_deref(), resource)?;
@@ -191,14 +216,21 @@ impl Args {
         let takes_over = place.left_over.is_some();
         let begun = self.kind(&place).and_then(|kind| {
             let opened = self.open(&runtime, kind, named, &place, &mut signals)?;
-            let serving = self.attach(&runtime, kind, &opened, place, record, signals);
-            if let (Err(_), false, Some(remote)) = (&serving, takes_over, &opened.remote) {
-                let _ = runtime.block_on(remote.close());
+            let (remote, store) = (
+                opened.remote.clone(),
+                opened.store.as_ref().map(|(_, store)| store.clone()),
+            );
+            let serving = self.attach(&runtime, kind, opened, place, record, signals);
+            if serving.is_err() && !takes_over {
+                let _ = remote.map(|remote| runtime.block_on(remote.close()));
+                let _ = store
+                    .filter(|store| !store.keep)
+                    .map(|store| mounted::remove(&store.path, Discard::Clean));
             }
-            Ok((serving?, opened))
+            serving
         });
-        let (serving, opened) = match begun {
-            Ok(begun) => begun,
+        let serving = match begun {
+            Ok(serving) => serving,
             Err(error) if takes_over => {
                 // Should queues be served already, their requests wait for the next process: they
                 // would fail if the runtime ended in order. Nor is the lease given back.
@@ -208,15 +240,7 @@ impl Args {
             }
             Err(error) => return Err(error),
         };
-        let result = runtime.block_on(serving.until_stopped());
-        match &opened.remote {
-            Some(remote) => result.and(
-                runtime
-                    .block_on(remote.close())
-                    .context_io(|| "cannot give the volume back to its server"),
-            ),
-            None => result,
-        }
+        runtime.block_on(serving.until_stopped())
     }
 
     /// The kind of device to make, or the one that is there.
@@ -265,13 +289,14 @@ impl Args {
                 return Ok(Opened {
                     resource: open(&url, &options)?,
                     remote: None,
+                    store: None,
                 });
             }
         };
         let name = ticket.url();
-        let remote = runtime.block_on(async {
+        let (remote, store) = runtime.block_on(async {
             tokio::select! {
-                remote = Remote::connect(ticket, self.remote_options(kind, place)) => remote,
+                opened = self.connect(kind, ticket, place) => opened,
                 () = signals.next() => Err(Error::new(
                     ErrorKind::TimedOut,
                     "told to end before the server had answered",
@@ -293,7 +318,42 @@ impl Args {
         Ok(Opened {
             resource,
             remote: Some(remote),
+            store,
         })
+    }
+
+    /// Connects to a server; for a managed mount on behalf of its local store.
+    async fn connect(
+        &self,
+        kind: DeviceKind,
+        ticket: Ticket,
+        place: &Place,
+    ) -> Result<(Arc<Remote>, Option<(OpenedCache, StorePlace)>)> {
+        let options = self.remote_options(kind, place);
+        if self.direct {
+            return Ok((Remote::connect(ticket, options).await?, None));
+        }
+        let store = store_place::choose(&self.managed, &ticket.url())?;
+        let options = RemoteOptions {
+            // The store is known to the server, whichever process has it.
+            client_file: None,
+            ..options
+        };
+        let requests_max = self.device_shape(place).requests_max();
+        let store_options = StoreOptions {
+            path: store.path.clone(),
+            run_directory: store_place::live_maps(),
+            persistent: store.persistent,
+            chunk_bytes: self.managed.chunk_bytes(),
+            in_flight_slots: managed::in_flight_slots(requests_max),
+            discard_dirty: self.managed.discard_dirty,
+            size_bytes_max: match store.persistent {
+                true => u64::MAX,
+                false => store_place::memory_bytes_max(),
+            },
+        };
+        let (remote, cache) = managed::origin::open(ticket, options, &store_options).await?;
+        Ok((remote, Some((cache, store))))
     }
 
     fn remote_options(&self, kind: DeviceKind, place: &Place) -> RemoteOptions {
@@ -320,12 +380,8 @@ impl Args {
         kind == DeviceKind::Ublk && !self.no_recovery
     }
 
-    fn device_options(
-        &self,
-        kind: DeviceKind,
-        resource: &Resource,
-        place: &Place,
-    ) -> DeviceOptions {
+    /// The queues of the device: as asked for, as those of the one that is taken over, or the usual.
+    fn device_shape(&self, place: &Place) -> DeviceOptions {
         let usual = DeviceOptions::new(place.claim.name().as_str(), place.claim.directory());
         let made_with = place.left_over.as_ref().and_then(DeviceRecord::recovery);
         let (queues, depth) = made_with.map_or((usual.queues, usual.depth), |made_with| {
@@ -334,10 +390,50 @@ impl Args {
         DeviceOptions {
             queues: self.queues.unwrap_or(queues),
             depth: self.depth.unwrap_or(depth),
-            read_only: resource.read_only,
-            recoverable: self.may_recover(kind) && !matches!(resource.kind, Kind::Memory(_)),
             ..usual
         }
+    }
+
+    fn device_options(
+        &self,
+        kind: DeviceKind,
+        resource: &Resource,
+        place: &Place,
+    ) -> DeviceOptions {
+        DeviceOptions {
+            read_only: resource.read_only,
+            recoverable: self.may_recover(kind) && !matches!(resource.kind, Kind::Memory(_)),
+            ..self.device_shape(place)
+        }
+    }
+
+    fn io_timeout(&self) -> Option<Duration> {
+        Some(Duration::from_secs(self.io_timeout)).filter(|time| !time.is_zero())
+    }
+
+    /// What is put behind the device.
+    fn make_mount(&self, opened: Opened, requests_max: usize) -> Result<Mounted> {
+        let Opened {
+            resource,
+            remote,
+            store,
+        } = opened;
+        let (Some((cache, place)), Some(remote)) = (store, remote.clone()) else {
+            return Ok(Mounted::Direct {
+                mount: direct::mount(&resource, requests_max, self.io_timeout()),
+                remote,
+            });
+        };
+        let options = self.managed.options(self.io_timeout())?;
+        let pushes = options.push;
+        let mount = ManagedMount::start(&resource, cache, options, requests_max)?;
+        Ok(Mounted::Managed(Managed {
+            mount: Arc::new(mount),
+            remote,
+            place,
+            pushes,
+            discard_dirty: AtomicBool::new(false),
+        }))
     }
 
     /// Makes the device, or takes it over, and says where it is.
@@ -345,27 +441,28 @@ impl Args {
         &self,
         runtime: &Runtime,
         kind: DeviceKind,
-        opened: &Opened,
+        opened: Opened,
         place: Place,
         record: MountRecord,
-        signals: Signals,
+        mut signals: Signals,
     ) -> Result<Serving> {
         let _guard = runtime.enter();
-        let resource = &opened.resource;
-        let options = self.device_options(kind, resource, &place);
+        let resource = opened.resource.clone();
+        let options = self.device_options(kind, &resource, &place);
         let Place { claim, left_over } = place;
-        let record = repeat::of_resource(record, resource, claim.directory())?;
-        let io_timeout = Some(Duration::from_secs(self.io_timeout)).filter(|time| !time.is_zero());
-        let mount = direct::mount(resource, options.requests_max(), io_timeout);
-        let status = serving::status_of(&mount, &options, opened.remote.clone());
-        let orders = control::serve(claim.directory(), status)?;
+        let record = repeat::of_resource(record, &resource, claim.directory())?;
+        let mount = self.make_mount(opened, options.requests_max())?;
+        let orders = control::serve(claim.directory(), mount.status(&options))?;
+        if let (Mounted::Managed(managed), true) = (&mount, self.managed.pull_first) {
+            runtime.block_on(managed.pulled(&mut signals))?;
+        }
         let takes_over = left_over.is_some();
         let device = match left_over {
             None => {
                 repeat::keep(&record, &options, &claim)?;
-                device::start(kind, mount.volume.clone(), &options)?
+                device::start(kind, mount.volume().clone(), &options)?
             }
-            Some(left_over) => match device::adopt(&left_over, mount.volume.clone(), &options) {
+            Some(left_over) => match device::adopt(&left_over, mount.volume().clone(), &options) {
                 Ok(device) => device,
                 Err(error) => {
                     // As with the runtime: what it may have been asked by now waits, and does not
@@ -375,7 +472,7 @@ impl Args {
                 }
             },
         };
-        match self.announce(&claim, device.as_ref(), resource) {
+        match self.announce(&claim, device.as_ref(), &resource, mount.mode()) {
             // Whoever uses it has waited for long enough.
             Err(error) if takes_over => tracing::error!("{}", error.chain()),
             announced => announced?,
@@ -394,10 +491,17 @@ impl Args {
     }
 
     /// Says where the device is.
-    fn announce(&self, claim: &Claim, device: &dyn Device, resource: &Resource) -> Result<()> {
+    fn announce(
+        &self,
+        claim: &Claim,
+        device: &dyn Device,
+        resource: &Resource,
+        mode: &str,
+    ) -> Result<()> {
         let size_bytes = resource.geometry.device_bytes();
         claim.publish(&Running {
             read_only: resource.read_only,
+            mode: mode.to_owned(),
             ..Running::new(device.path(), device.record(), &resource.url, size_bytes)
         })?;
         match self.detached {

@@ -3,17 +3,15 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use blockferry::device::{Device, DeviceOptions};
-use blockferry::mount::direct::{DirectMount, Fetcher};
-use blockferry::net::Remote;
-use blockferry::ops::{Claim, Command, Control, How, Order, Status, holders, in_use};
-use blockferry::{AsyncBackend, Error, ErrorKind, Result};
+use blockferry::device::Device;
+use blockferry::ops::{Claim, Command, Control, How, Order, holders, in_use};
+use blockferry::{Context, Error, ErrorKind, Result};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
+use super::mounted::Mounted;
 use super::signals::Signals;
 
 /// How long a device may take to disappear after it was told to.
@@ -28,39 +26,11 @@ pub(super) type SharedDevice = Arc<Mutex<Box<dyn Device>>>;
 /// A running device with all that belongs to it.
 pub(super) struct Serving {
     pub(super) claim: Claim,
-    pub(super) mount: DirectMount,
+    pub(super) mount: Mounted,
     pub(super) path: PathBuf,
     pub(super) device: SharedDevice,
     pub(super) orders: Control,
     pub(super) signals: Signals,
-}
-
-/// What a status request is answered with.
-pub(super) fn status_of(
-    mount: &DirectMount,
-    options: &DeviceOptions,
-    remote: Option<Arc<Remote>>,
-) -> impl Fn() -> Status + Send + Sync + 'static {
-    let (volume, queues, depth) = (mount.volume.clone(), options.queues, options.depth);
-    let timeouts = mount.fetcher.as_ref().map(Fetcher::timeouts);
-    move || {
-        let timed_out = timeouts.as_ref().map_or(0, |count| count.load(Relaxed));
-        let lost = remote.as_ref().and_then(|remote| remote.lost_because());
-        Status {
-            counters: volume.counters(),
-            queues,
-            depth,
-            away_since: remote
-                .as_ref()
-                .and_then(|remote| remote.away_since())
-                .and_then(|since| since.duration_since(UNIX_EPOCH).ok())
-                .map(|since| since.as_secs()),
-            lost: lost.is_some(),
-            last_error: lost.or_else(|| {
-                (timed_out > 0).then(|| format!("{timed_out} requests were not answered in time"))
-            }),
-        }
-    }
 }
 
 impl Serving {
@@ -73,16 +43,27 @@ impl Serving {
             tokio::select! {
                 () = self.signals.next() => {}
                 order = self.orders.order() => asked.push(order),
-                error = device.ended() => return Err(error),
+                error = device.ended() => {
+                    drop(device);
+                    drop(self.device);
+                    let _ = self.mount.end().await;
+                    return Err(error);
+                }
             }
             drop(device);
+            if let Some(order) = asked.pop_if(|order| *order.command() == Command::Sync) {
+                self.sync(order);
+                continue;
+            }
             let by_signal = asked.is_empty();
             let force = by_signal && refused_before || asked.iter().any(is_forced);
             match self.stop(&mut asked, force).await {
                 Ok(flushed) => {
-                    answer(asked, &flushed).await;
+                    drop(self.device);
+                    let ended = flushed.and(self.mount.end().await);
+                    answer(asked, &ended).await;
                     drop(self.claim);
-                    return flushed;
+                    return ended;
                 }
                 Err(error) => {
                     if by_signal {
@@ -112,8 +93,9 @@ impl Serving {
                 ),
             ));
         }
+        let forced = forced || self.settle(asked).await?;
         if !forced {
-            // Somebody may have opened it while the flush took its time.
+            // Somebody may have opened it while all this took its time.
             self.refuse_in_use()?;
         }
         self.remove().await?;
@@ -159,13 +141,55 @@ impl Serving {
                 }
                 () = patience, if force => {
                     // Slow is not silent: what is being answered goes on.
-                    let quiet = |it: &Fetcher| it.silent_for() >= FORCED_FLUSH_WAIT;
-                    if !mount.fetcher.as_ref().is_some_and(quiet) { continue; }
+                    if !mount.is_silent_for(FORCED_FLUSH_WAIT) { continue; }
                 }
             }
             tracing::error!("told to end at once: what waits for the other end fails");
-            mount.fetcher.take();
+            mount.give_up();
         }
+    }
+
+    /// Sees to it that local writes are not lost with the device. Being told to end once more leaves
+    /// them where they are; true then.
+    async fn settle(&mut self, asked: &mut Vec<Order>) -> Result<bool> {
+        if asked.iter().any(discards_dirty) {
+            self.mount.discard_dirty();
+        }
+        let settling = self.mount.settle();
+        tokio::pin!(settling);
+        loop {
+            tokio::select! {
+                settled = &mut settling => return settled.map(|()| false),
+                () = self.signals.next() => return Ok(true),
+                order = self.orders.order() => {
+                    let forced = is_forced(&order);
+                    asked.push(order);
+                    if forced { return Ok(true); }
+                }
+            }
+        }
+    }
+
+    /// Makes everything that was written durable at the resource, while the device goes on.
+    fn sync(&self, order: Order) {
+        let path = self.path.clone();
+        let managed = self.mount.managed();
+        tokio::spawn(async move {
+            // Not by way of the device, which is being watched.
+            let flushed = spawn_blocking(move || {
+                File::open(&path)
+                    .and_then(|device| device.sync_all())
+                    .context_io(|| format!("cannot flush {}", path.display()))
+            });
+            let flushed = flushed
+                .await
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            let synced = match (flushed, managed) {
+                (Ok(()), Some(mount)) => mount.sync().await,
+                (flushed, _) => flushed,
+            };
+            order.answer(synced).await;
+        });
     }
 
     async fn remove(&mut self) -> Result<()> {
@@ -179,7 +203,7 @@ impl Serving {
                 device = %self.path.display(),
                 "still there; what waits for the other end fails now"
             );
-            self.mount.fetcher.take();
+            self.mount.give_up();
         }
     }
 }
@@ -211,7 +235,18 @@ async fn in_background(
 }
 
 fn is_forced(order: &Order) -> bool {
-    matches!(order.command(), Command::Stop { force: true })
+    matches!(order.command(), Command::Stop { force: true, .. })
+}
+
+fn discards_dirty(order: &Order) -> bool {
+    let command = order.command();
+    matches!(
+        command,
+        Command::Stop {
+            discard_dirty: true,
+            ..
+        }
+    )
 }
 
 /// Tells all who asked how it went.

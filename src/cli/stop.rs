@@ -21,6 +21,10 @@ pub(super) struct Args {
     #[arg(long)]
     force: bool,
 
+    /// Give up local writes of a managed mount that the origin does not have
+    #[arg(long)]
+    discard_dirty: bool,
+
     /// How long the device may take to flush and to end, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60",
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -29,5 +33,5 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let patience = Duration::from_secs(args.timeout.into());
-    ops::stop(&args.name, args.force, patience)
+    ops::stop(&args.name, args.force, args.discard_dirty, patience)
 }

@@ -50,7 +50,12 @@ pub enum Command {
     Stop {
         /// Also when somebody holds the device open.
         force: bool,
+        /// Give up local writes of a managed mount that the origin does not have.
+        #[serde(default)]
+        discard_dirty: bool,
     },
+    /// Make everything that was written durable at the resource; the device goes on.
+    Sync,
 }
 
 /// What a running device answers.

@@ -30,5 +30,5 @@ pub use holders::{Holder, How, holders, in_use};
 pub use mount_record::MountRecord;
 pub use name::Name;
 pub use recovery::{Place, place, refuse_left_over, take_left_over};
-pub use running::{Entry, Life, running, status, stop};
+pub use running::{Entry, Life, running, status, stop, sync};
 pub use state::{Running, Status, redacted, unix_seconds};

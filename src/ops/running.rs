@@ -97,13 +97,20 @@ pub fn status(name: &Name) -> Result<Entry> {
 /// # Errors
 /// `NotFound` for an unknown name, `Busy` where somebody holds the device open and `force` is not
 /// set, `TimedOut` where it takes longer than `patience`.
-pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
+pub fn stop(name: &Name, force: bool, discard_dirty: bool, patience: Duration) -> Result<()> {
     let root = checked_directory()?;
     let is_held = Claim::is_held(&root, name).ok_or_else(|| unknown(name))?;
     let deadline = Instant::now() + patience;
     if is_held {
         let directory = root.join(name.as_str());
-        match client::order(&directory, Command::Stop { force }, patience) {
+        match client::order(
+            &directory,
+            Command::Stop {
+                force,
+                discard_dirty,
+            },
+            patience,
+        ) {
             Ok(Outcome::Failed(error)) => return Err(cannot_stop(name, error)),
             Ok(Outcome::Done | Outcome::Ended) => wait_until_gone(&root, name, deadline)?,
             // It may have gone, or died, before it could be asked.
@@ -112,6 +119,32 @@ pub fn stop(name: &Name, force: bool, patience: Duration) -> Result<()> {
         }
     }
     clean(&root, name, force)
+}
+
+/// Has the process of the device of that name make everything that was written durable at the
+/// resource, and returns when it is.
+///
+/// # Errors
+/// `NotFound` for an unknown name and where its process is dead, `TimedOut` where it takes longer than
+/// `patience`, and what keeps the bytes from getting there.
+pub fn sync(name: &Name, patience: Duration) -> Result<()> {
+    let root = checked_directory()?;
+    let is_held = Claim::is_held(&root, name).ok_or_else(|| unknown(name))?;
+    let cannot =
+        |error: Error| Error::new(error.kind(), format!("cannot sync `{name}`")).because(error);
+    if !is_held {
+        let dead = Error::new(ErrorKind::NotFound, "its process is dead");
+        return Err(cannot(dead));
+    }
+    let directory = root.join(name.as_str());
+    match client::order(&directory, Command::Sync, patience).map_err(cannot)? {
+        Outcome::Done => Ok(()),
+        Outcome::Ended => Err(cannot(Error::new(
+            ErrorKind::NotFound,
+            "the device ended before that",
+        ))),
+        Outcome::Failed(error) => Err(cannot(error)),
+    }
 }
 
 /// The run-time directory, which need not exist.

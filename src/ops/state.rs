@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::device::DeviceRecord;
+use crate::mount::managed::ManagedStatus;
 use crate::volume::Counters;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -31,7 +32,7 @@ pub struct Running {
     pub resource: String,
     /// How long the device is, in bytes.
     pub size_bytes: u64,
-    /// How requests reach the resource: `direct`.
+    /// How requests reach the resource: `direct` or `managed`.
     pub mode: String,
     /// Whether writes are refused.
     pub read_only: bool,
@@ -91,6 +92,9 @@ pub struct Status {
     pub lost: bool,
     /// The last failure, for people.
     pub last_error: Option<String>,
+    /// How far a managed mount is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedStatus>,
 }
 
 /// A resource URL without what must not be shown: the fragment of a ticket, and a password.

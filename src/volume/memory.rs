@@ -208,8 +208,8 @@ impl Backend for MemoryMap {
     }
 }
 
-/// What the kernel would give without swapping (`MemAvailable`).
-fn available_bytes() -> u64 {
+/// What the kernel would give without swapping (`MemAvailable`), in bytes.
+pub fn available_bytes() -> u64 {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {

@@ -21,6 +21,7 @@ mod fetch;
 mod flow;
 mod options;
 mod order;
+pub mod origin;
 mod pull;
 mod push;
 mod rate;
@@ -302,7 +303,9 @@ impl ManagedMount {
             let saved = order::save(path, &touched.order(), shared.options.chunk_bytes);
             result = result.and(saved);
         }
-        result.and(self.checkpoint().await)
+        let checkpointer = Arc::clone(&shared.checkpointer);
+        let closed = shared.tasks.blocking(move || checkpointer.close()).await;
+        result.and(closed.context_io(|| "cannot make the local store durable"))
     }
 }
 

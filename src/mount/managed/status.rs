@@ -10,7 +10,7 @@ use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::managed::LatencySummary;
 
 /// How far a managed mount is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagedStatus {
     /// How many bytes are in the local store.
@@ -26,9 +26,9 @@ pub struct ManagedStatus {
     /// How many went there.
     pub pushed_bytes: u64,
     /// The best rate lately from the origin, in bytes a second.
-    pub pull_rate: f64,
+    pub pull_rate: u64,
     /// The best rate lately to it, in bytes a second.
-    pub push_rate: f64,
+    pub push_rate: u64,
     /// Fetches that are under way or wait for their turn.
     pub fetches_under_way: u64,
     /// Reads that had to wait for the origin.
@@ -55,7 +55,7 @@ impl ManagedStatus {
     /// How long the pull will yet take at the present rate, in seconds.
     pub fn seconds_left(&self) -> Option<u64> {
         let left = self.size_bytes.saturating_sub(self.local_bytes);
-        (left > 0 && self.pull_rate > 0.0).then(|| (left as f64 / self.pull_rate).ceil() as u64)
+        (left > 0 && self.pull_rate > 0).then(|| left.div_ceil(self.pull_rate))
     }
 }
 
@@ -73,8 +73,8 @@ impl Shared {
             fetched_bytes: counters.fetched_bytes.load(Relaxed),
             fetches: counters.fetches.load(Relaxed),
             pushed_bytes: counters.pushed_bytes.load(Relaxed),
-            pull_rate: self.downlink.rate(),
-            push_rate: self.uplink.rate(),
+            pull_rate: self.downlink.rate() as u64,
+            push_rate: self.uplink.rate() as u64,
             fetches_under_way: self.fetches.count() as u64,
             missed_reads: self.store.missed.load(Relaxed),
             hit_latency: self.store.hits.summary(),

@@ -1,0 +1,185 @@
+//! The options of a managed mount.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use blockferry::mount::managed::{ManagedOptions, PullOrder, WORKERS_MAX};
+use blockferry::volume::{Durability, parse_size};
+use blockferry::{Error, ErrorKind, Result};
+use clap::ValueEnum;
+use clap::builder::RangedU64ValueParser;
+
+use super::hooks::HookArgs;
+
+/// Where the local store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum StoreKind {
+    /// Files on a disk.
+    Disk,
+    /// Files in memory.
+    Mem,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Promise {
+    /// The local store has it.
+    Local,
+    /// The origin has it.
+    Remote,
+    /// Nothing.
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+/// How the local store of a managed mount is filled and emptied.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Managed mounts")]
+pub(super) struct ManagedArgs {
+    /// Keep the local store in this directory: the same command goes on there, after a stop, a crash
+    /// or a power cut [default: a directory of its own under the cache home, removed at the end]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["direct", "store"])]
+    pub(super) cache: Option<PathBuf>,
+
+    /// Where the local store is without --cache: disk, or mem (in tmpfs, at most half of the memory
+    /// that is available; lost with a reboot)
+    #[arg(
+        long,
+        value_enum,
+        default_value = "disk",
+        value_name = "KIND",
+        conflicts_with = "direct"
+    )]
+    pub(super) store: StoreKind,
+
+    /// What is fetched at once: a power of two from 4KiB to 4MiB
+    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = parse_size)]
+    chunk_size: u64,
+
+    /// How many chunks the background pulls at once, at most
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = workers())]
+    pull_workers: u32,
+
+    /// In which order the background pulls: sequential, none, or a file with a line `OFFSET LENGTH` for
+    /// each range, the most urgent first (as --record-heat writes it)
+    #[arg(long, value_name = "ORDER", default_value = "sequential")]
+    pull_order: String,
+
+    /// Make the device only when everything is local
+    #[arg(long)]
+    pub(super) pull_first: bool,
+
+    /// The most that the background pulls, in bytes a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pull_rate: Option<u64>,
+
+    /// Whether local writes go to the origin by themselves. Off: only `blockferry sync` sends them, and
+    /// `stop` wants to be told what to do with the rest
+    #[arg(long, value_enum, default_value = "on", value_name = "SWITCH")]
+    push: Switch,
+
+    /// How many runs of blocks are pushed at once, at most
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = workers())]
+    push_workers: u32,
+
+    /// For how many seconds local writes gather before they are pushed
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
+    push_interval: Duration,
+
+    /// The most that is pushed, in bytes a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    push_rate: Option<u64>,
+
+    /// What a flush of the device promises: local (the store's disk has it), remote (the origin has it)
+    /// or none [default: local with --cache, else remote]
+    #[arg(long, value_enum, value_name = "PROMISE")]
+    durability: Option<Promise>,
+
+    /// How far to read ahead of sequential misses; 0 for not at all
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_size)]
+    read_ahead: u64,
+
+    /// The most memory for bytes on their way
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    memory_limit: u64,
+
+    /// When the mount ends, write to FILE in which order chunks were first touched
+    #[arg(long, value_name = "FILE")]
+    record_heat: Option<PathBuf>,
+
+    /// Give up what an earlier mount left in the local store and did not push
+    #[arg(long)]
+    pub(super) discard_dirty: bool,
+
+    #[command(flatten)]
+    hooks: HookArgs,
+}
+
+fn workers() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(1..=WORKERS_MAX.into())
+}
+
+fn parse_seconds(text: &str) -> Result<Duration> {
+    text.parse::<f64>()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("`{text}` is no number of seconds"),
+            )
+        })
+}
+
+impl ManagedArgs {
+    /// What is fetched at once, in bytes.
+    pub(super) fn chunk_bytes(&self) -> u64 {
+        self.chunk_size
+    }
+
+    /// What these options mean.
+    pub(super) fn options(&self, io_timeout: Option<Duration>) -> Result<ManagedOptions> {
+        let options = ManagedOptions {
+            chunk_bytes: self.chunk_size,
+            pull: self.pull_order()?,
+            pull_workers: self.pull_workers,
+            push: self.push == Switch::On,
+            push_workers: self.push_workers,
+            push_interval: self.push_interval,
+            durability: self.durability(),
+            pull_rate: self.pull_rate,
+            push_rate: self.push_rate,
+            read_ahead_bytes: self.read_ahead,
+            memory_limit_bytes: self.memory_limit,
+            io_timeout,
+            record_heat: self.record_heat.clone(),
+            hooks: self.hooks.hooks(self.chunk_size),
+        };
+        options.check()?;
+        Ok(options)
+    }
+
+    fn pull_order(&self) -> Result<PullOrder> {
+        match self.pull_order.as_str() {
+            "sequential" => Ok(PullOrder::Sequential),
+            "none" => Ok(PullOrder::Nothing),
+            file => PullOrder::load(Path::new(file)),
+        }
+    }
+
+    fn durability(&self) -> Durability {
+        match self.durability {
+            Some(Promise::Local) => Durability::Local,
+            Some(Promise::Remote) => Durability::Remote,
+            Some(Promise::None) => Durability::None,
+            None if self.cache.is_some() => Durability::Local,
+            // Nothing but the origin can make bytes durable by themselves.
+            None if self.push == Switch::Off => Durability::Local,
+            None => Durability::Remote,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What is behind a device: a direct mount, or a managed one with its store and its origin.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, UNIX_EPOCH};
+
+use blockferry::device::DeviceOptions;
+use blockferry::mount::direct::{DirectMount, Fetcher};
+use blockferry::mount::managed::ManagedMount;
+use blockferry::net::Remote;
+use blockferry::ops::Status;
+use blockferry::volume::cache::{Discard, discard};
+use blockferry::volume::{Volume, format_size};
+use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
+
+use super::signals::Signals;
+use super::store_place::{self, StorePlace};
+
+/// How often it is looked whether the origin has gone while it is waited for.
+const AWAY_POLL: Duration = Duration::from_millis(200);
+
+/// What is behind a device.
+pub(super) enum Mounted {
+    Direct {
+        mount: DirectMount,
+        remote: Option<Arc<Remote>>,
+    },
+    Managed(Managed),
+}
+
+/// A managed mount, and what becomes of its store.
+pub(super) struct Managed {
+    pub(super) mount: Arc<ManagedMount>,
+    pub(super) remote: Arc<Remote>,
+    pub(super) place: StorePlace,
+    /// Local writes go to the origin by themselves.
+    pub(super) pushes: bool,
+    /// What the origin does not have is given up at the end.
+    pub(super) discard_dirty: AtomicBool,
+}
+
+impl Mounted {
+    pub(super) fn volume(&self) -> &Arc<Volume> {
+        match self {
+            Self::Direct { mount, .. } => &mount.volume,
+            Self::Managed(managed) => managed.mount.volume(),
+        }
+    }
+
+    /// How requests reach the resource, for people.
+    pub(super) fn mode(&self) -> &'static str {
+        match self {
+            Self::Direct { .. } => "direct",
+            Self::Managed(_) => "managed",
+        }
+    }
+
+    /// What a status request is answered with.
+    pub(super) fn status(
+        &self,
+        options: &DeviceOptions,
+    ) -> Box<dyn Fn() -> Status + Send + Sync + 'static> {
+        let (volume, queues, depth) =
+            (Arc::downgrade(self.volume()), options.queues, options.depth);
+        let common = move || Status {
+            counters: volume
+                .upgrade()
+                .map(|volume| volume.counters())
+                .unwrap_or_default(),
+            queues,
+            depth,
+            ..Status::default()
+        };
+        match self {
+            Self::Direct { mount, remote } => {
+                let (remote, timeouts) = (
+                    remote.clone(),
+                    mount.fetcher.as_ref().map(Fetcher::timeouts),
+                );
+                Box::new(move || {
+                    let timed_out = timeouts.as_ref().map_or(0, |count| count.load(Relaxed));
+                    let lost = remote.as_ref().and_then(|remote| remote.lost_because());
+                    let away = remote.as_ref().and_then(|remote| remote.away_since());
+                    Status {
+                        away_since: away
+                            .and_then(|since| since.duration_since(UNIX_EPOCH).ok())
+                            .map(|since| since.as_secs()),
+                        lost: lost.is_some(),
+                        last_error: lost.or_else(|| {
+                            (timed_out > 0)
+                                .then(|| format!("{timed_out} requests were not answered in time"))
+                        }),
+                        ..common()
+                    }
+                })
+            }
+            Self::Managed(managed) => {
+                // Its store is let go of before the last one has asked.
+                let mount = Arc::downgrade(&managed.mount);
+                Box::new(move || {
+                    let Some(status) = mount.upgrade().map(|mount| mount.status()) else {
+                        return common();
+                    };
+                    Status {
+                        away_since: status.away_since,
+                        lost: status.lost.is_some(),
+                        last_error: status.lost.clone().or_else(|| status.last_error.clone()),
+                        managed: Some(status),
+                        ..common()
+                    }
+                })
+            }
+        }
+    }
+
+    /// The managed mount, if it is one.
+    pub(super) fn managed(&self) -> Option<Arc<ManagedMount>> {
+        match self {
+            Self::Direct { .. } => None,
+            Self::Managed(managed) => Some(Arc::clone(&managed.mount)),
+        }
+    }
+
+    /// At the end local writes that the origin does not have are given up.
+    pub(super) fn discard_dirty(&self) {
+        if let Self::Managed(managed) = self {
+            managed.discard_dirty.store(true, Relaxed);
+        }
+    }
+
+    /// Whether the other end has given no answer for so long; false where there is none.
+    pub(super) fn is_silent_for(&self, time: Duration) -> bool {
+        match self {
+            Self::Direct { mount, .. } => mount
+                .fetcher
+                .as_ref()
+                .is_some_and(|fetcher| fetcher.silent_for() >= time),
+            Self::Managed(managed) => managed.mount.silent_for() >= time,
+        }
+    }
+
+    /// What waits for the other end fails from now on.
+    pub(super) fn give_up(&mut self) {
+        match self {
+            Self::Direct { mount, .. } => drop(mount.fetcher.take()),
+            Self::Managed(managed) => managed.mount.give_up(),
+        }
+    }
+
+    /// Before the device goes: local writes reach the origin, or a place where they are kept.
+    ///
+    /// # Errors
+    /// Where they would be lost.
+    pub(super) async fn settle(&self) -> Result<()> {
+        match self {
+            Self::Direct { .. } => Ok(()),
+            Self::Managed(managed) => managed.settle().await,
+        }
+    }
+
+    /// Ends the mount, its device gone.
+    pub(super) async fn end(self) -> Result<()> {
+        match self {
+            Self::Direct { mount, remote } => {
+                drop(mount);
+                match remote {
+                    Some(remote) => close(&remote).await,
+                    None => Ok(()),
+                }
+            }
+            Self::Managed(managed) => managed.end().await,
+        }
+    }
+}
+
+async fn close(remote: &Remote) -> Result<()> {
+    remote
+        .close()
+        .await
+        .context_io(|| "cannot give the volume back to its server")
+}
+
+impl Managed {
+    /// Waits until everything is local, or for a signal.
+    pub(super) async fn pulled(&self, signals: &mut Signals) -> Result<()> {
+        tokio::select! {
+            () = self.mount.pulled() => Ok(()),
+            () = signals.next() => Err(Error::new(
+                ErrorKind::TimedOut,
+                "told to end before everything was local",
+            )),
+        }
+    }
+
+    async fn settle(&self) -> Result<()> {
+        if self.remote.is_read_only() {
+            return Ok(());
+        }
+        if !self.pushes {
+            return self.allow_dirty("--push is off; `blockferry sync` sends them");
+        }
+        let gone = async {
+            while self.remote.away_since().is_none() && self.remote.lost_because().is_none() {
+                tokio::time::sleep(AWAY_POLL).await;
+            }
+        };
+        tokio::select! {
+            synced = self.mount.sync() => match synced {
+                Ok(()) => Ok(()),
+                Err(error) => self.allow_dirty(&error.chain()),
+            },
+            () = gone => self.allow_dirty("the origin cannot be reached"),
+        }
+    }
+
+    /// Whether the mount may end with local writes that the origin does not have.
+    fn allow_dirty(&self, why: &str) -> Result<()> {
+        let dirty_bytes = self.mount.dirty_bytes();
+        if dirty_bytes == 0 || self.place.keep || self.discard_dirty.load(Relaxed) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Dirty,
+            format!(
+                "{} of local writes are not at the origin: {why}. Stop again with --discard-dirty to give \
+                 them up",
+                format_size(dirty_bytes)
+            ),
+        ))
+    }
+
+    async fn end(self) -> Result<()> {
+        let finished = self.mount.finish().await;
+        let dirty_bytes = self.mount.dirty_bytes();
+        let stays = dirty_bytes > 0 && !self.discard_dirty.load(Relaxed);
+        let closed = if stays {
+            // Only this store may go on.
+            self.remote
+                .close_keeping_lease()
+                .await
+                .context_io(|| "cannot close the connection")
+        } else {
+            close(&self.remote).await
+        };
+        let path = self.place.path.clone();
+        let keep = self.place.keep || stays;
+        drop(self);
+        let removed = match keep {
+            true => {
+                if stays {
+                    tracing::warn!(
+                        store = %path.display(),
+                        "{} of local writes stay in the local store", format_size(dirty_bytes)
+                    );
+                }
+                Ok(())
+            }
+            false => remove(&path, Discard::EvenDirty),
+        };
+        finished.and(removed).and(closed)
+    }
+}
+
+/// Removes a store that is not kept.
+pub(super) fn remove(path: &Path, what: Discard) -> Result<()> {
+    discard(path, &store_place::live_maps(), what)?;
+    // Only if nobody has put anything else there.
+    let _ = std::fs::remove_dir(path);
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! Where the local store of a managed mount is, unless the user says so.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest;
+use blockferry::ops;
+use blockferry::volume::cache;
+use blockferry::volume::memory::available_bytes;
+use blockferry::{Context, Error, ErrorKind, Result};
+use data_encoding::HEXLOWER;
+use nix::unistd::geteuid;
+
+use super::managed::{ManagedArgs, StoreKind};
+
+/// How many stores of one volume there can be on this host.
+const STORES_MAX: u32 = 100;
+
+/// The longest part of a resource's URL in the name of its store.
+const NAME_BYTES_MAX: usize = 48;
+
+/// How much of a resource's checksum is in the name of its store, in bytes.
+const SUM_BYTES: usize = 4;
+
+/// A store, and what becomes of it.
+#[derive(Debug, Clone)]
+pub(super) struct StorePlace {
+    pub(super) path: PathBuf,
+    pub(super) persistent: bool,
+    /// It is kept when the mount ends.
+    pub(super) keep: bool,
+}
+
+/// Where the store of `resource` is: the directory that was asked for, or one of its own that nobody
+/// uses at the moment. A mount that died left its store there.
+pub(super) fn choose(args: &ManagedArgs, resource: &str) -> Result<StorePlace> {
+    let run_directory = live_maps();
+    if let Some(path) = &args.cache {
+        return Ok(StorePlace {
+            path: path.clone(),
+            persistent: true,
+            keep: true,
+        });
+    }
+    let persistent = args.store == StoreKind::Disk;
+    let root = if persistent {
+        cache_home()?
+    } else {
+        memory_home()
+    };
+    make_private(&root)?;
+    let name = name_of(resource);
+    for number in 1..=STORES_MAX {
+        let path = match number {
+            1 => root.join(&name),
+            number => root.join(format!("{name}-{number}")),
+        };
+        if !is_in_use(&path, &run_directory) {
+            return Ok(StorePlace {
+                path,
+                persistent,
+                keep: false,
+            });
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Busy,
+        format!(
+            "{STORES_MAX} stores of {resource} are in use in {}",
+            root.display()
+        ),
+    ))
+}
+
+/// Where the live maps of this user's stores are. No device has such a name.
+pub(super) fn live_maps() -> PathBuf {
+    ops::run_directory().join(".stores")
+}
+
+/// The largest volume whose store may be in memory: half of what is available.
+pub(super) fn memory_bytes_max() -> u64 {
+    available_bytes() / 2
+}
+
+fn is_in_use(path: &Path, run_directory: &Path) -> bool {
+    matches!(
+        cache::inspect(path, run_directory),
+        Ok(report) if matches!(report.contents, cache::Contents::InUse(_))
+    )
+}
+
+fn cache_home() -> Result<PathBuf> {
+    let set = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
+    if let Some(path) = set("XDG_CACHE_HOME") {
+        return Ok(PathBuf::from(path).join("blockferry/stores"));
+    }
+    if geteuid().is_root() {
+        return Ok(PathBuf::from("/var/cache/blockferry/stores"));
+    }
+    set("HOME")
+        .map(|home| PathBuf::from(home).join(".cache/blockferry/stores"))
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                "there is no home for the local store: set $XDG_CACHE_HOME, or name a directory with --cache",
+            )
+        })
+}
+
+fn memory_home() -> PathBuf {
+    PathBuf::from(format!("/dev/shm/blockferry-{}", geteuid()))
+}
+
+/// Makes a directory that is for this user alone.
+fn make_private(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .context_io(|| format!("cannot make {}", path.display()))
+}
+
+/// A name for a directory that tells whose store it is.
+fn name_of(resource: &str) -> String {
+    let readable: String = resource
+        .trim_start_matches("blockferry://")
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(NAME_BYTES_MAX)
+        .collect();
+    // Different resources may read the same.
+    let sum = digest::digest(&digest::SHA256, resource.as_bytes());
+    let sum = HEXLOWER.encode(&sum.as_ref()[..SUM_BYTES]);
+    format!("{readable}-{sum}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_that_read_alike_have_different_stores() {
+        let names = [
+            "blockferry://host:4480/a-b",
+            "blockferry://host:4480/a.b",
+            "blockferry://host-4480/a-b",
+        ]
+        .map(name_of);
+        for (index, name) in names.iter().enumerate() {
+            assert!(name.starts_with("host-4480-a-b-"), "{name}");
+            assert!(!names[..index].contains(name), "{name}");
+        }
+        assert_eq!(name_of("blockferry://host:4480/a-b"), names[0]);
+    }
+}

@@ -1,0 +1,205 @@
+//! A store and its origin, opened together: whether what the store has is still true (L13).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::net::{ManagedStore, Remote, RemoteOptions};
+use crate::volume::cache::{
+    Begun, CacheDirectory, CacheOptions, Discard, OpenedCache, Opening, discard,
+};
+use crate::volume::format_size;
+use crate::wire::Ticket;
+use crate::{AsyncBackend, Error, ErrorKind, Result};
+
+/// Where the local store is, and what it may lose.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Where its live map is: in memory, and only for this user.
+    pub run_directory: PathBuf,
+    /// On a disk; otherwise in tmpfs.
+    pub persistent: bool,
+    /// The chunk that is fetched at once.
+    pub chunk_bytes: u64,
+    /// See [`in_flight_slots`](super::in_flight_slots).
+    pub in_flight_slots: u32,
+    /// The largest volume that it may be for, in bytes.
+    pub size_bytes_max: u64,
+    /// Give up local writes that an earlier mount left, where they cannot go to the origin any more.
+    pub discard_dirty: bool,
+}
+
+impl StoreOptions {
+    fn cache(&self, origin_name: &str, identity: [u8; 16], size_bytes: u64) -> CacheOptions {
+        CacheOptions {
+            size_bytes,
+            chunk_bytes: self.chunk_bytes,
+            identity,
+            origin_name: origin_name.to_owned(),
+            persistent: self.persistent,
+            run_directory: self.run_directory.clone(),
+            in_flight_slots: self.in_flight_slots,
+            direct_alignment_bytes: Some(512),
+        }
+    }
+}
+
+/// Opens the volume that a ticket names and the store in front of it. What the store has counts only
+/// if nobody else can have written the volume since; what is clean is dropped otherwise.
+///
+/// # Errors
+/// What connecting and opening the store give; `Dirty` where local writes that an earlier mount left
+/// cannot go to the origin any more.
+pub async fn open(
+    target: Ticket,
+    remote: RemoteOptions,
+    store: &StoreOptions,
+) -> Result<(Arc<Remote>, OpenedCache)> {
+    let begin = || CacheDirectory::begin(&store.path, &store.run_directory, store.persistent);
+    if let Begun::Known {
+        identity,
+        size_bytes,
+    } = begin()?
+    {
+        let cache = CacheDirectory::open(
+            &store.path,
+            &store.cache(&target.url(), identity, size_bytes),
+        )?;
+        if let Some(opened) = go_on(&target, &remote, store, cache, identity).await? {
+            return Ok(opened);
+        }
+        discard(&store.path, &store.run_directory, Discard::EvenDirty)?;
+    }
+    match begin()? {
+        Begun::New(opening) => make(target, remote, store, opening).await,
+        Begun::Known { .. } => Err(Error::new(
+            ErrorKind::Busy,
+            format!("another process makes a store in {}", store.path.display()),
+        )),
+    }
+}
+
+async fn make(
+    target: Ticket,
+    remote: RemoteOptions,
+    store: &StoreOptions,
+    opening: Opening,
+) -> Result<(Arc<Remote>, OpenedCache)> {
+    let name = target.url();
+    let options = RemoteOptions {
+        managed: Some(managed(opening)),
+        ..remote
+    };
+    let remote = Remote::connect(target, options).await?;
+    let size_bytes = remote.geometry().resource_bytes();
+    if size_bytes > store.size_bytes_max {
+        let _ = remote.close().await;
+        let _ = discard(&store.path, &store.run_directory, Discard::EvenDirty);
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "{name} has {}, and the local store may have {} at most: it is in memory, of which it gets \
+                 half of what is available; leave out --store mem",
+                format_size(size_bytes),
+                format_size(store.size_bytes_max)
+            ),
+        ));
+    }
+    let cache = CacheDirectory::open(
+        &store.path,
+        &store.cache(&name, remote.identity(), size_bytes),
+    )?;
+    note_source(&remote, &cache)?;
+    Ok((remote, cache))
+}
+
+/// Goes on with a store; `None` where nothing in it counts any more.
+async fn go_on(
+    target: &Ticket,
+    remote: &RemoteOptions,
+    store: &StoreOptions,
+    cache: OpenedCache,
+    identity: [u8; 16],
+) -> Result<Option<(Arc<Remote>, OpenedCache)>> {
+    let dirty_bytes = cache.found.held.dirty_bytes;
+    if remote.read_only && dirty_bytes > 0 {
+        return Err(unsent(store, dirty_bytes, "it is mounted read-only"));
+    }
+    let epoch = cache.directory.epoch();
+    let options = RemoteOptions {
+        managed: Some(managed(cache.directory.next_opening()?)),
+        known_epoch: (epoch != 0 && !remote.read_only).then_some(epoch),
+        known_identity: Some(identity),
+        ..remote.clone()
+    };
+    let remote = match Remote::connect(target.clone(), options).await {
+        Ok(remote) => remote,
+        Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Replaced) => {
+            if dirty_bytes > 0 && !store.discard_dirty {
+                return Err(unsent(store, dirty_bytes, &error.chain()));
+            }
+            tracing::warn!(
+                store = %store.path.display(), dropped_dirty_bytes = dirty_bytes,
+                why = error.chain(), "the local store is dropped"
+            );
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let cache = match is_true(&remote, &cache, epoch) {
+        true => cache,
+        false => {
+            tracing::info!(
+                store = %store.path.display(),
+                "the volume may have been written since: what the local store has is dropped"
+            );
+            cache.drop_clean()?
+        }
+    };
+    note_source(&remote, &cache)?;
+    Ok(Some((remote, cache)))
+}
+
+/// Whether nobody else can have written the volume since the store was in use.
+fn is_true(remote: &Remote, cache: &OpenedCache, epoch: u64) -> bool {
+    if epoch != 0 && !remote.is_read_only() {
+        // The server has let us in under this epoch.
+        return true;
+    }
+    let seen = cache.directory.generation();
+    seen != 0 && generation(remote) == seen
+}
+
+/// Notes on behalf of whom the store is filled from now on.
+fn note_source(remote: &Remote, cache: &OpenedCache) -> Result<()> {
+    match remote.is_read_only() {
+        true => cache.directory.set_source(0, generation(remote)),
+        false => cache.directory.set_source(remote.epoch(), 0),
+    }
+}
+
+/// The generation as it is kept: 0 where it says nothing.
+fn generation(remote: &Remote) -> u64 {
+    remote.generation().map_or(0, |generation| generation + 1)
+}
+
+fn managed(opening: Opening) -> ManagedStore {
+    ManagedStore {
+        store: opening.store,
+        opening: opening.number,
+    }
+}
+
+fn unsent(store: &StoreOptions, dirty_bytes: u64, why: &str) -> Error {
+    let path = store.path.display();
+    Error::new(
+        ErrorKind::Dirty,
+        format!(
+            "the local store in {path} has {} that were not sent and cannot be: {why}. Look at it with \
+             `blockferry cache show {path}`; --discard-dirty, or `blockferry cache drop {path} \
+             --discard-dirty`, gives them up",
+            format_size(dirty_bytes)
+        ),
+    )
+}
