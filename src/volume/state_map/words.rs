@@ -110,8 +110,10 @@ mod modelled {
     use super::super::live_map::LiveMap;
     use super::{AtomicU32, AtomicU64, PAGE_WORDS, Pages};
 
-    /// Words that the model checker watches.
+    /// Words that the model checker watches. Those who build on a live map get them too, but are
+    /// never run by it.
     pub(in super::super) struct Words {
+        live: Option<LiveMap>,
         regions: Vec<AtomicU32>,
         flights: Vec<AtomicU64>,
         bits: Vec<AtomicU64>,
@@ -121,16 +123,19 @@ mod modelled {
         pub(in super::super) fn new(regions: usize, slots: usize) -> Self {
             let words = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
             Self {
+                live: None,
                 regions: (0..regions).map(|_| AtomicU32::new(0)).collect(),
                 flights: words(2 * slots),
                 bits: words(4 * PAGE_WORDS * regions),
             }
         }
 
-        /// For those who build on a live map: the model checker never runs them.
         pub(in super::super) fn over(live: LiveMap) -> Self {
             let layout = live.layout();
-            Self::new(layout.regions as usize, layout.slots as usize)
+            Self {
+                live: Some(live),
+                ..Self::new(layout.regions as usize, layout.slots as usize)
+            }
         }
 
         pub(in super::super) fn regions(&self) -> &[AtomicU32] {
@@ -145,12 +150,14 @@ mod modelled {
             Pages::in_row(&self.bits[4 * PAGE_WORDS * region..][..4 * PAGE_WORDS])
         }
 
-        pub(in super::super) fn allocate(&self, _region: usize, _pages: u64) -> io::Result<()> {
-            Ok(())
+        pub(in super::super) fn allocate(&self, region: usize, pages: u64) -> io::Result<()> {
+            self.live
+                .as_ref()
+                .map_or(Ok(()), |live| live.allocate_bits(region, pages))
         }
 
         pub(in super::super) fn complete(&self) -> io::Result<()> {
-            Ok(())
+            self.live.as_ref().map_or(Ok(()), LiveMap::complete)
         }
     }
 }

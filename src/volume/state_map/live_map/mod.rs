@@ -89,6 +89,10 @@ pub enum AdoptError {
 #[derive(Debug)]
 pub struct LiveMap {
     file: File,
+    #[cfg_attr(
+        blockferry_loom,
+        allow(dead_code, reason = "the model checker has words of its own")
+    )]
     map: MmapRaw,
     layout: Layout,
     size_bytes: u64,
@@ -123,11 +127,6 @@ impl Layout {
             bits_at,
             end,
         })
-    }
-
-    /// Where the pages of a region begin.
-    fn bits_of(&self, region: usize) -> u64 {
-        self.bits_at + region as u64 * REGION_BITS_BYTES
     }
 }
 
@@ -209,6 +208,12 @@ impl LiveMap {
             size_bytes: expected.size_bytes,
             adopted: true,
         })
+    }
+
+    /// Takes room for the first `pages` (of four) of a region.
+    pub(super) fn allocate_bits(&self, region: usize, pages: u64) -> io::Result<()> {
+        let offset = self.layout.bits_at + region as u64 * REGION_BITS_BYTES;
+        allocate(&self.file, offset, REGION_BITS_BYTES / 4 * pages)
     }
 
     /// Writes the magic.

@@ -5,7 +5,7 @@ use std::io;
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::{LiveMap, PAGE_BYTES, REGION_BITS_BYTES, allocate};
+use super::{LiveMap, PAGE_BYTES};
 use crate::volume::state_map::words::{PAGE_WORDS, Pages};
 
 /// The words of a live map, which it keeps mapped.
@@ -68,8 +68,7 @@ impl Words {
 
     /// Takes room for the first `pages` (of four) of a region.
     pub(in super::super) fn allocate(&self, region: usize, pages: u64) -> io::Result<()> {
-        let len = REGION_BITS_BYTES / 4 * pages;
-        allocate(&self.live.file, self.live.layout.bits_of(region), len)
+        self.live.allocate_bits(region, pages)
     }
 
     /// From now on the live map can be adopted.

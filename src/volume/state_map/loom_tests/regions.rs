@@ -50,7 +50,7 @@ fn loom_a_discard_of_a_region_excludes_fills_and_writes() {
 #[test]
 fn loom_a_region_becomes_mixed_beside_the_sender() {
     for ok in [true, false] {
-        check(4, move || {
+        check(5, move || {
             let volume = Arc::new(Volume::uniform_dirty());
             let reader = thread::spawn({
                 let volume = volume.clone();
@@ -88,7 +88,7 @@ fn loom_a_region_becomes_mixed_beside_the_sender() {
 /// is sent or found dirty.
 #[test]
 fn loom_a_write_to_a_region_that_becomes_mixed() {
-    check(3, || {
+    check(5, || {
         let volume = Arc::new(Volume::uniform_dirty());
         let preparer = thread::spawn({
             let volume = volume.clone();
@@ -119,7 +119,7 @@ fn loom_a_write_to_a_region_that_becomes_mixed() {
 /// A discard of a region and its becoming mixed: either way it is all dirty in the end.
 #[test]
 fn loom_a_discard_of_a_region_that_becomes_mixed() {
-    check(4, || {
+    check(6, || {
         let volume = Arc::new(Volume::uniform_dirty());
         let taken = volume.map.take_dirty(range(0, 1).first, 64);
         taken
@@ -139,7 +139,7 @@ fn loom_a_discard_of_a_region_that_becomes_mixed() {
 /// What is on its way is not given out again by a discard that comes in between (L8).
 #[test]
 fn loom_a_discard_beside_a_send_is_sent_afterwards() {
-    check(3, || {
+    check(6, || {
         let volume = Arc::new(Volume::uniform_dirty());
         let (sent, discarded) = beside(
             &volume,
@@ -163,7 +163,7 @@ fn loom_a_discard_beside_a_send_is_sent_afterwards() {
 /// A refused discard of a region leaves nothing claimed, and nothing dirty that was not.
 #[test]
 fn loom_a_refused_discard_leaves_the_region_as_it_was() {
-    check(3, || {
+    check(5, || {
         let volume = Arc::new(Volume::absent(2));
         let (discarded, filled) = beside(&volume, discard, |it| {
             it.fill(range(REGION_BLOCKS + 1, REGION_BLOCKS + 2))

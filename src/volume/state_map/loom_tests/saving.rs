@@ -88,7 +88,7 @@ fn loom_an_overwrite_of_an_unsaved_block_needs_a_checkpoint() {
 
 #[test]
 fn loom_a_write_of_an_absent_block_needs_a_checkpoint() {
-    beside_checkpoints(4, 2, false, |it| wrote(it.write(0, BLOCK, WRITTEN)));
+    beside_checkpoints(3, 2, false, |it| wrote(it.write(0, BLOCK, WRITTEN)));
 }
 
 /// A discard of a whole region, and then a write to it.
@@ -113,7 +113,7 @@ fn loom_a_discard_by_bits_needs_a_checkpoint() {
 /// A checkpoint that was given up counts for nothing.
 #[test]
 fn loom_a_void_checkpoint_leaves_its_regions_unsaved() {
-    check(3, || {
+    check(5, || {
         let saved = Arc::new(Saved::new());
         saved.volume.fill(BLOCK);
         let checkpointer = thread::spawn({
