@@ -46,11 +46,21 @@ pub(super) fn of_resource(
     run_directory: &Path,
 ) -> Result<MountRecord> {
     let (file, path) = match &resource.kind {
-        Kind::File(store) => (Some(store.id()), store.path().display().to_string()),
+        Kind::File(store) => {
+            let path = store.path().display().to_string();
+            let mark = store
+                .mark()
+                .context_io(|| format!("cannot examine {path}"))?;
+            (Some(mark), path)
+        }
         Kind::Memory(_) | Kind::Other(_) => (None, resource.url.clone()),
     };
     let before = MountRecord::load(run_directory)?;
-    if before.is_some_and(|before| before.file != file) {
+    let is_other = |before: MountRecord| match (&file, &before.file) {
+        (Some(now), Some(before)) => !now.is_the_file_of_any_size(before),
+        (now, before) => now.is_some() != before.is_some(),
+    };
+    if before.is_some_and(is_other) {
         return Err(Error::new(
             ErrorKind::InvalidInput,
             format!("{path} is another file than the one that the device is of"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::state::{read_whole, write_whole};
-use crate::volume::FileId;
+use crate::volume::FileMark;
 use crate::{Context, Result};
 
 const FILE: &str = "mount.json";
@@ -23,7 +23,7 @@ pub struct MountRecord {
     pub resource: String,
     /// Which file that is; `None` where it is none of this host.
     #[serde(default)]
-    pub file: Option<FileId>,
+    pub file: Option<FileMark>,
     /// The ticket was not in a file, so that it has to be given again.
     #[serde(default)]
     pub needs_ticket: bool,

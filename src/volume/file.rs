@@ -4,14 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
-use serde::{Deserialize, Serialize};
 
 use super::backend::{Backend, Capabilities, Extent};
 use crate::{Context, Error, ErrorKind, Result};
@@ -37,19 +36,11 @@ pub struct FileOptions {
     pub lock_patience: Duration,
 }
 
-/// Which file it is, whatever its path: the device that it is on, or that it is, and its inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileId {
-    device: u64,
-    inode: u64,
-}
-
 /// An open file or block device, locked against other users of it.
 #[derive(Debug)]
 pub struct FileStore {
     file: Flock<File>,
     path: PathBuf,
-    id: FileId,
     len_bytes: u64,
     block_device: bool,
     logical_block_bytes: u32,
@@ -72,10 +63,10 @@ impl FileStore {
             .custom_flags(libc::O_CLOEXEC)
             .open(path)
             .context_io(|| format!("cannot open {name}"))?;
-        let metadata = file
+        let kind = file
             .metadata()
-            .context_io(|| format!("cannot examine {name}"))?;
-        let kind = metadata.file_type();
+            .context_io(|| format!("cannot examine {name}"))?
+            .file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let what = if kind.is_dir() {
                 "a directory"
@@ -129,18 +120,6 @@ impl FileStore {
         Ok(Self {
             file,
             path: path.to_owned(),
-            id: if kind.is_block_device() {
-                // Its node may be made anew.
-                FileId {
-                    device: metadata.rdev(),
-                    inode: 0,
-                }
-            } else {
-                FileId {
-                    device: metadata.dev(),
-                    inode: metadata.ino(),
-                }
-            },
             len_bytes,
             block_device: kind.is_block_device(),
             logical_block_bytes,
@@ -153,11 +132,6 @@ impl FileStore {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Which file it is.
-    pub fn id(&self) -> FileId {
-        self.id
     }
 
     /// How long it is.
@@ -420,11 +394,9 @@ mod tests {
             ..FileOptions::default()
         };
         std::thread::scope(|scope| {
-            let second = scope.spawn(|| FileStore::open(&path, patient).map(|store| store.id()));
-            let id = first.id();
+            let second = scope.spawn(|| FileStore::open(&path, patient).map(drop));
             drop(first);
-            let second = second.join().expect("joined").expect("its turn came");
-            assert_eq!(second, id);
+            second.join().expect("joined").expect("its turn came");
         });
         let hurried = FileOptions {
             lock_patience: Duration::from_millis(20),
@@ -433,26 +405,6 @@ mod tests {
         let _holder = FileStore::open(&path, FileOptions::default()).expect("free again");
         let error = FileStore::open(&path, hurried).expect_err("held for longer");
         assert_eq!(error.kind(), ErrorKind::Busy);
-    }
-
-    #[test]
-    fn another_file_in_the_same_place_has_another_identity() {
-        let (dir, path) = file_of(4096);
-        let reader = FileOptions {
-            read_only: true,
-            ..FileOptions::default()
-        };
-        let first = FileStore::open(&path, reader).expect("first");
-        let again = FileStore::open(&path, reader).expect("again");
-        assert_eq!(first.id(), again.id());
-        let beside = dir.path().join("new.img");
-        File::create(&beside)
-            .expect("made")
-            .set_len(4096)
-            .expect("sized");
-        std::fs::rename(&beside, &path).expect("moved");
-        let other = FileStore::open(&path, reader).expect("other");
-        assert_ne!(first.id(), other.id());
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub mod volume;
 pub use backend::{AsyncBackend, Backend, BackendFuture, Capabilities, Extent, Priority};
 pub use buffer::{RequestBuffer, RequestMemory};
 pub use counters::{Counters, QueueCounters};
-pub use file::{FileId, FileMark, FileOptions, FileStore};
+pub use file::{FileMark, FileOptions, FileStore};
 pub use geometry::{BlockIndex, BlockRange, ByteOffset, ChunkIndex, Geometry, RegionIndex};
 pub use managed::{Durability, ManagedStore};
 pub use memory::MemoryMap;

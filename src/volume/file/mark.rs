@@ -67,12 +67,15 @@ impl FileMark {
 
     /// Whether it is the file that it was, of the same size; what is in it may have changed.
     pub fn is_the_file(&self, earlier: &Self) -> bool {
+        self.is_the_file_of_any_size(earlier) && self.len_bytes == earlier.len_bytes
+    }
+
+    /// Whether it is the file that it was; its size may have changed too.
+    pub fn is_the_file_of_any_size(&self, earlier: &Self) -> bool {
         // The number of a file system's device may be another one after each boot.
         let same_device =
             self.device == earlier.device || (self.boot != earlier.boot && self.born_ns.is_some());
-        same_device
-            && (self.inode, self.born_ns, self.len_bytes)
-                == (earlier.inode, earlier.born_ns, earlier.len_bytes)
+        same_device && (self.inode, self.born_ns) == (earlier.inode, earlier.born_ns)
     }
 
     /// Whether nobody has written it since either, as far as that can be seen: a file's time of
@@ -127,11 +130,13 @@ mod tests {
 
         file.set_len(8192).expect("grown");
         assert!(!marked(&path).is_the_file(&first));
+        assert!(marked(&path).is_the_file_of_any_size(&first));
 
         let other = dir.path().join("other.img");
         fs::write(&other, [2; 4096]).expect("made");
         fs::rename(&other, &path).expect("moved");
         assert!(!marked(&path).is_the_file(&first));
+        assert!(!marked(&path).is_the_file_of_any_size(&first));
     }
 
     fn device(boot: u8, number: u64, sectors: Option<u64>) -> FileMark {
