@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use blockferry::device::{DeviceRecord, UblkRecord};
-use blockferry::ops::{self, Claim, Running, Status, control};
+use blockferry::device::{DeviceRecord, Recovery, UblkRecord};
+use blockferry::ops::{self, Claim, MountRecord, Running, Status, control};
 use blockferry::volume::Counters;
 use blockferry::{Error, ErrorKind};
 use tempfile::TempDir;
@@ -242,6 +242,64 @@ fn what_a_dead_process_left_is_shown_as_dead_and_kept_until_it_is_removed() {
         assert!(text(&output.stderr).contains("dead process of `disk`"));
         assert!(directory.join("state.json").exists());
     }
+}
+
+#[test]
+fn a_device_that_waits_for_another_process_is_shown_as_such() {
+    let root = tempfile::tempdir().expect("directory");
+    leave_dead(&root, "disk");
+    let directory = root.path().join("disk");
+    let record = |recovery| {
+        DeviceRecord::Ublk(UblkRecord {
+            id: 1_000_000,
+            mark: 7,
+            recovery,
+        })
+    };
+    record(None).save(&directory).expect("written");
+    let mount = MountRecord {
+        arguments: vec!["mount".to_owned()],
+        directory: "/".into(),
+        resource: "file:/srv/disk.img".to_owned(),
+        file: None,
+        needs_ticket: false,
+    };
+    mount.save(&directory).expect("written");
+    let shown = json(&run(&root, &["status", "disk", "--json"]));
+    assert_eq!(shown["state"], "dead");
+    assert_eq!(shown["recoverable"], false);
+    let output = run(&root, &["recover", "disk"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("`disk` cannot be recovered"));
+
+    let recovery = Some(Recovery {
+        queues: 2,
+        depth: 64,
+    });
+    record(recovery).save(&directory).expect("written");
+    assert_eq!(
+        json(&run(&root, &["list", "--json"]))[0]["recoverable"],
+        true
+    );
+    assert!(text(&run(&root, &["list"]).stdout).contains("dead, recoverable"));
+    let status = text(&run(&root, &["status", "disk"]).stdout);
+    assert!(status.contains("`blockferry recover disk`"), "{status}");
+    // There is no such device, or no driver; either way what is known of it stays.
+    assert_eq!(run(&root, &["recover", "disk"]).status.code(), Some(1));
+    assert!(directory.join("mount.json").exists());
+}
+
+#[tokio::test]
+async fn nothing_is_recovered_whose_process_lives() {
+    let root = tempfile::tempdir().expect("directory");
+    let claim = published(&root, "disk");
+    let _control = control::serve(claim.directory(), busy).expect("served");
+    let output = run_meanwhile(&root, &["recover", "disk"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let err = text(&output.stderr);
+    assert!(err.contains("the process of `disk` lives"), "{err}");
+    let output = run_meanwhile(&root, &["recover", "nobody"]).await;
+    assert!(text(&output.stderr).contains("no device named `nobody`; there is disk"));
 }
 
 #[test]

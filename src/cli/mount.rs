@@ -286,8 +286,18 @@ impl Args {
         let ticket = match named {
             Named::Ticket(ticket) => ticket,
             Named::Url(url) => {
+                // It may have to wait for the last writes of a dead process.
+                let opening = runtime.spawn_blocking(move || open(&url, &options));
+                let resource = runtime.block_on(async {
+                    tokio::select! {
+                        opened = opening => opened.unwrap_or_else(|panic| {
+                            std::panic::resume_unwind(panic.into_panic())
+                        }),
+                        () = signals.next() => Err(told_to_end("the resource was free")),
+                    }
+                })?;
                 return Ok(Opened {
-                    resource: open(&url, &options)?,
+                    resource,
                     remote: None,
                     store: None,
                 });
@@ -297,10 +307,7 @@ impl Args {
         let (remote, store) = runtime.block_on(async {
             tokio::select! {
                 opened = self.connect(kind, ticket, place) => opened,
-                () = signals.next() => Err(Error::new(
-                    ErrorKind::TimedOut,
-                    "told to end before the server had answered",
-                )),
+                () = signals.next() => Err(told_to_end("the server had answered")),
             }
         })?;
         let options = OpenOptions {
@@ -509,4 +516,8 @@ impl Args {
             false => output::line(device.path().display()),
         }
     }
+}
+
+fn told_to_end(before: &str) -> Error {
+    Error::new(ErrorKind::TimedOut, format!("told to end before {before}"))
 }

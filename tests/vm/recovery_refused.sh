@@ -41,6 +41,19 @@ refused "$BLOCKFERRY" recover disk
 contains "$message" "another file than the one that the device is of" "recover with another file"
 mv "$img.aside" "$img"
 
+# Somebody else has locked the file: it waits, and can be told not to.
+launch holder flock --no-fork --exclusive "$img" sleep 600
+is_locked() { ! flock --nonblock --shared "$img" true; }
+wait_until 30 "the lock of another program" is_locked
+launch disk "$BLOCKFERRY" -v recover disk
+says_it_waits() { grep -q "waiting for its lock" "$work/disk.log"; }
+wait_until 30 "a recovery that waits" says_it_waits
+same "$(state_of disk)" "starting false" "state while it is being recovered"
+kill -INT "${pid_of[disk]}"
+ends_with 1 disk
+same "$(state_of disk)" "dead true" "state after a recovery that was interrupted"
+crash holder
+
 # Nor does anybody change the file behind the device's back.
 refused "$BLOCKFERRY" serve "file:$img" --state-dir "$work/state" --listen 127.0.0.1:0
 contains "$message" "\`disk\`, whose process has died, is a device of" "a server of the file"
