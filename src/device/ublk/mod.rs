@@ -10,23 +10,20 @@ pub mod owner;
 mod params;
 mod queue;
 mod recovery;
+mod threads;
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use libublk_rs_sys as sys;
 
 pub(super) use self::control::CONTROL_PATH;
 use self::control::{Control, DeviceInfo, is_unprivileged};
-use self::memory::Descriptors;
 use self::params::{RECOVERY, params, wanted};
-use self::queue::{QueueSetup, UblkQueue};
+use self::threads::QueueThreads;
 use super::{Device, DeviceOptions, DeviceRecord, Recovery, UblkRecord};
 use crate::volume::Volume;
 use crate::{Context, Error, ErrorKind, Result};
@@ -43,8 +40,7 @@ pub struct UblkDevice {
     /// Where it is written how to remove the device should this process die.
     run_directory: PathBuf,
     control: Control,
-    queues: Vec<JoinHandle<()>>,
-    failures: tokio::sync::mpsc::UnboundedReceiver<Error>,
+    queues: QueueThreads,
     when_dropped: WhenDropped,
 }
 
@@ -112,7 +108,9 @@ impl UblkDevice {
         tracing::debug!(id, "taking the ublk device over");
         let mut device = Self::new(record.clone(), &info, control, options, WhenDropped::Leave);
         let character = device.open_queues()?;
-        device.start_queues(&volume, &info, &character)?;
+        device
+            .queues
+            .start(&mut device.control, &info, &volume, &character)?;
         tracing::debug!(id, "the queues serve");
         device.control.end_recovery(id)?;
         tracing::debug!(id, "the ublk device is taken over");
@@ -133,8 +131,7 @@ impl UblkDevice {
             unprivileged: is_unprivileged(info),
             run_directory: options.run_directory.clone(),
             control,
-            queues: Vec::new(),
-            failures: tokio::sync::mpsc::unbounded_channel().1,
+            queues: QueueThreads::new(),
             when_dropped,
         }
     }
@@ -148,7 +145,8 @@ impl UblkDevice {
         let character = self.open_queues()?;
         self.control
             .set_params(self.record.id, &params(volume, options))?;
-        self.start_queues(volume, info, &character)?;
+        self.queues
+            .start(&mut self.control, info, volume, &character)?;
         self.control.start(self.record.id)?;
         let writable = !options.read_only && !volume.is_read_only();
         nodes::wait_for(&self.path, writable, self.unprivileged)
@@ -165,77 +163,6 @@ impl UblkDevice {
             .context_io(|| format!("cannot open {}", path.display()))
     }
 
-    /// Starts a thread for each queue and waits until all have handed their tags to the driver.
-    /// None of them does before all are able to: then little is left that could go wrong.
-    fn start_queues(
-        &mut self,
-        volume: &Arc<Volume>,
-        info: &DeviceInfo,
-        character: &Arc<File>,
-    ) -> Result<()> {
-        let (failed, failures) = tokio::sync::mpsc::unbounded_channel();
-        self.failures = failures;
-        let (done, all_done) = mpsc::channel();
-        // Dropping them ends the threads that wait.
-        let mut go = Vec::new();
-        for number in 0..info.nr_hw_queues {
-            let cpus = self.control.queue_cpus(self.record.id, number)?;
-            let descriptors =
-                Descriptors::map(character, number, info.queue_depth).context_io(|| {
-                    format!(
-                        "cannot map queue {number} of ublk device {}",
-                        self.record.id
-                    )
-                })?;
-            let setup = QueueSetup {
-                volume: volume.clone(),
-                queue: number,
-                depth: info.queue_depth,
-                fd: character.as_raw_fd(),
-                descriptors,
-                zero_copy: info.flags & u64::from(sys::UBLK_F_AUTO_BUF_REG) != 0,
-                request_bytes_max: info.max_io_buf_bytes,
-            };
-            let (say_go, told) = mpsc::channel();
-            go.push(say_go);
-            let thread = QueueThread {
-                told,
-                done: done.clone(),
-                failed: failed.clone(),
-            };
-            let character = character.clone();
-            let thread = thread::Builder::new()
-                .name(format!("ublk{}-q{number}", self.record.id))
-                .spawn(move || {
-                    pin(number, &cpus);
-                    thread.run(setup);
-                    drop(character);
-                })
-                .context_io(|| format!("cannot start the thread of queue {number}"))?;
-            self.queues.push(thread);
-        }
-        drop(done);
-        let wait_for_all = || -> Result<()> {
-            for _ in 0..info.nr_hw_queues {
-                all_done
-                    .recv()
-                    .map_err(|_| {
-                        Error::new(ErrorKind::Io, "a queue's thread ended before it served")
-                    })?
-                    .context_io(|| {
-                        format!("cannot serve a queue of ublk device {}", self.record.id)
-                    })?;
-            }
-            Ok(())
-        };
-        wait_for_all()?;
-        for thread in go {
-            // One that has gone is missed by the next line.
-            let _ = thread.send(());
-        }
-        wait_for_all()
-    }
-
     /// Stops the device, waits for its threads and gives its number back. The order matters: the
     /// queues serve what the kernel still writes while it stops, and the driver deletes a device
     /// only when nobody holds its queues.
@@ -245,11 +172,7 @@ impl UblkDevice {
         }
         let id = self.record.id;
         self.control.stop(id)?;
-        for queue in self.queues.drain(..) {
-            if queue.join().is_err() {
-                tracing::error!(id, "a queue's thread panicked");
-            }
-        }
+        self.queues.join();
         self.control.delete(id)?;
         self.when_dropped = WhenDropped::Leave;
         DeviceRecord::forget(&self.run_directory)
@@ -274,7 +197,7 @@ impl Device for UblkDevice {
 
     fn ended(&mut self) -> std::pin::Pin<Box<dyn Future<Output = Error> + Send + '_>> {
         Box::pin(async {
-            self.failures.recv().await.unwrap_or_else(|| {
+            self.queues.failure().await.unwrap_or_else(|| {
                 Error::new(
                     ErrorKind::Io,
                     format!(
@@ -352,54 +275,5 @@ fn add(control: &mut Control, wanted: DeviceInfo, features: u64) -> Result<Devic
             })
         }
         other => other,
-    }
-}
-
-/// A queue's thread, and those who wait for it.
-struct QueueThread {
-    /// That all queues are prepared.
-    told: mpsc::Receiver<()>,
-    /// One message when it is prepared, another when its tags are the driver's.
-    done: mpsc::Sender<io::Result<()>>,
-    failed: tokio::sync::mpsc::UnboundedSender<Error>,
-}
-
-impl QueueThread {
-    fn run(self, setup: QueueSetup) {
-        super::become_io_flusher();
-        let number = setup.queue;
-        let Some(mut queue) = self.say(UblkQueue::prepare(setup)) else {
-            return;
-        };
-        if self.told.recv().is_err() {
-            return;
-        }
-        if self.say(queue.hand_over()).is_none() {
-            // The driver may have some of its buffers by now.
-            std::mem::forget(queue);
-            return;
-        }
-        if let Err(error) = queue.serve() {
-            let _ = self
-                .failed
-                .send(Error::io(format!("queue {number} failed"), error));
-        }
-    }
-
-    fn say<T>(&self, result: io::Result<T>) -> Option<T> {
-        let (value, told) = match result {
-            Ok(value) => (Some(value), Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        let _ = self.done.send(told);
-        value
-    }
-}
-
-/// Runs the queue's thread where the kernel sends its requests from; a hint only.
-fn pin(number: u16, cpus: &nix::sched::CpuSet) {
-    let this_thread = nix::unistd::Pid::from_raw(0);
-    if let Err(error) = nix::sched::sched_setaffinity(this_thread, cpus) {
-        tracing::debug!(queue = number, %error, "the queue's thread stays unpinned");
     }
 }
