@@ -14,7 +14,7 @@ use super::ticket_argument::{self, Named};
 /// (`blockferry list` shows it as `dead, recoverable`). This repeats the mount, with the options that
 /// it had: what was under way is done again, and nobody who uses the device sees an error. The same
 /// `mount` command given again does likewise. FUSE devices, those of memory, and those that were
-/// mounted with --no-recovery cannot be recovered: clean them with `blockferry stop`.
+/// mounted with --no-recovery or without root cannot be recovered: clean them with `blockferry stop`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   blockferry recover disk --detach

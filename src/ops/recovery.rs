@@ -77,7 +77,8 @@ pub fn take_left_over(name: &Name) -> Result<(Place, MountRecord)> {
             ErrorKind::Unsupported,
             format!(
                 "`{name}` cannot be recovered: only ublk devices can, and of them neither those of \
-                 memory nor those mounted with --no-recovery; clean it with `blockferry stop {name}`"
+                 memory nor those mounted with --no-recovery or without root; clean it with \
+                 `blockferry stop {name}`"
             ),
         ));
     };
