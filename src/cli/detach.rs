@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use blockferry::{Context, Error, ErrorKind, Result};
 
+use super::bounded_log;
 use super::output;
 
 /// The file in the device's run-time directory that takes its log.
@@ -24,6 +25,8 @@ pub(super) fn run() -> Result<()> {
     let mut child = Command::new(program)
         .args(arguments())
         .stdout(Stdio::piped())
+        // Its log is for a file in the end.
+        .env("NO_COLOR", "1")
         .spawn()
         .context_io(|| "cannot start this program again")?;
     let mut path = String::new();
@@ -59,13 +62,7 @@ fn arguments() -> impl Iterator<Item = OsString> {
 /// in its run-time directory, and tells the waiting process the path. Fails if that one is gone.
 pub(super) fn settle(directory: &Path, device: &Path) -> Result<()> {
     let path = directory.join(LOG);
-    let context = || format!("cannot log to {}", path.display());
-    // A process before this one may have said why it died.
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .context_io(context)?;
+    let context = || "cannot leave the terminal";
     let nothing = File::options()
         .read(true)
         .write(true)
@@ -78,7 +75,7 @@ pub(super) fn settle(directory: &Path, device: &Path) -> Result<()> {
         .context_io(context)?;
     nix::unistd::dup2_stdin(&nothing).context_io(context)?;
     nix::unistd::dup2_stdout(&nothing).context_io(context)?;
-    nix::unistd::dup2_stderr(&log).context_io(context)?;
+    bounded_log::start(&path)?;
     // It fails only for the leader of a group, which a terminal does not end either.
     let _ = nix::unistd::setsid();
     writeln!(waiting, "{}", device.display())

@@ -6,6 +6,7 @@ use blockferry::{Error, ErrorKind, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use super::bounded_log;
 use super::output;
 
 #[derive(Debug, Args)]
@@ -66,8 +67,8 @@ pub(super) fn start(options: &Options) -> Result<()> {
     };
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_writer(|| bounded_log::Destination);
     match options.log_format {
         Format::Text => logs.init(),
         Format::Json => logs.json().init(),

@@ -1,6 +1,7 @@
 //! The command line: one file a verb, arguments first, their meaning second.
 
 mod block_size;
+mod bounded_log;
 mod completions;
 mod detach;
 mod doctor;
