@@ -3,6 +3,7 @@
 //! the backend does.
 
 mod engine_support;
+mod fuse_support;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -121,6 +122,90 @@ proptest! {
             agrees_with_an_array(&resource.expect("a size"), &steps)
         })?;
     }
+}
+
+/// Syncs are shared, so each of them has more than one request to end.
+#[test]
+fn many_durable_writes_and_flushes_at_once_all_end_with_their_bytes_in_the_file() {
+    let (dir, url) = file_in(&std::env::temp_dir(), 1 << 20);
+    let resource = open(&url, &OpenOptions::default()).expect("open");
+    let (volume, _mount) = mount(&resource);
+    let mut rig = Rig::new(volume);
+    for round in 1..=20u8 {
+        for tag in 0..DEPTH {
+            let request = match tag % 4 {
+                3 => Request::new(Op::Flush, ByteOffset(0), 0),
+                _ => Request {
+                    fua: true,
+                    ..Request::new(Op::Write, ByteOffset(u64::from(tag) * 4096), 4096)
+                },
+            };
+            rig.buffers[usize::from(tag)].fill(round);
+            assert_eq!(rig.start(Tag(tag), request), None);
+        }
+        let ended = rig.finish();
+        assert_eq!(ended.len(), usize::from(DEPTH));
+        assert!(
+            ended.values().all(|outcome| *outcome == Ok(())),
+            "{ended:?}"
+        );
+    }
+    let written = std::fs::read(dir.path().join("disk.img")).expect("read");
+    for tag in (0..usize::from(DEPTH)).filter(|tag| tag % 4 != 3) {
+        assert!(written[tag * 4096..][..4096].iter().all(|byte| *byte == 20));
+    }
+}
+
+/// A volume over a loop device whose writes to the page cache succeed, and whose later ones do not.
+fn on_failing_disk(test: impl FnOnce(Arc<Volume>, &Faulty<MemoryMap>)) {
+    let Some(_turn) = fuse_support::turn() else {
+        return;
+    };
+    let faulty = Arc::new(Faulty::new(MemoryMap::new(1 << 20).expect("memory")));
+    let backend: Arc<dyn blockferry::Backend> = faulty.clone();
+    let below = Resource::custom("test", backend, OpenOptions::default()).expect("a size");
+    let served = fuse_support::serve_resource(&below, fuse_support::Wish::default());
+    {
+        let url = format!("file:{}", served.loop_device().display());
+        let resource = open(&url, &OpenOptions::default()).expect("open");
+        let (volume, _mount) = mount(&resource);
+        test(volume, &faulty);
+    }
+    served.end();
+}
+
+const WRITE: Request = Request::new(Op::Write, ByteOffset(0), 4096);
+const FLUSH: Request = Request::new(Op::Flush, ByteOffset(0), 0);
+
+/// L10: the kernel tells whoever syncs first that bytes are lost, and holds them for clean then.
+#[test]
+fn a_flush_fails_even_if_another_queue_was_told_of_the_loss_and_has_not_said_so_yet() {
+    on_failing_disk(|volume, faulty| {
+        let mut first = Rig::new(volume.clone());
+        let mut second = Rig::new(volume);
+        assert_eq!(second.run(WRITE), Ok(()));
+        faulty.plan(Rule::always(Op::Write, Fault::Error(Errno::EIO)));
+        assert_eq!(first.start(Tag(0), FLUSH), None);
+        first.queue.wait(&mut first.ring).expect("it has ended");
+        assert_eq!(second.run(FLUSH), Err(Errno::EIO));
+        assert_eq!(first.finish()[&Tag(0)], Err(Errno::EIO));
+    });
+}
+
+#[test]
+fn no_flush_that_was_under_way_with_a_failed_one_succeeds() {
+    on_failing_disk(|volume, faulty| {
+        let mut rig = Rig::new(volume);
+        assert_eq!(rig.run(WRITE), Ok(()));
+        faulty.plan(Rule::always(Op::Write, Fault::Error(Errno::EIO)));
+        for tag in 0..DEPTH {
+            assert_eq!(rig.start(Tag(tag), FLUSH), None);
+        }
+        for (tag, outcome) in rig.finish() {
+            assert_eq!(outcome, Err(Errno::EIO), "{tag:?}");
+        }
+        assert_eq!(rig.run(FLUSH), Err(Errno::EIO), "it stays so");
+    });
 }
 
 #[test]

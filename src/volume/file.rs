@@ -171,6 +171,12 @@ impl FileStore {
         self.file.as_raw_fd()
     }
 
+    /// The file opened once more, to sync by: the kernel reports a failure to write back once for
+    /// each open file description.
+    pub(super) fn open_for_syncs(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.raw_fd()))
+    }
+
     /// What tells it from another file.
     ///
     /// # Errors

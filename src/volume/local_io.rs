@@ -15,6 +15,7 @@ use super::file::FileStore;
 use super::memory::Unmap;
 use super::request::{Errno, Op, Outcome, Request, Tag};
 use super::ring::{Owner, QueueRing};
+use super::sync_group::SyncGroup;
 
 /// How often an operation that the kernel asks to repeat is repeated before it fails.
 const RETRIES_MAX: u8 = 16;
@@ -39,6 +40,8 @@ enum Step {
     Unmap(Option<Unmap>),
     /// A sync that makes the request durable.
     Sync,
+    /// Being told that another request's sync has covered this one, too.
+    Synced,
 }
 
 #[derive(Debug)]
@@ -56,16 +59,30 @@ struct LocalIo {
 #[derive(Debug)]
 pub(super) struct LocalQueue {
     slots: Box<[Option<LocalIo>]>,
+    files: Files,
+}
+
+/// What operations need beside the store.
+#[derive(Debug)]
+struct Files {
     /// Reads as zeros; fills registered buffers, which cannot be reached otherwise.
     zero_device: Option<File>,
+    syncs: SyncGroup,
 }
 
 impl LocalQueue {
-    pub(super) fn new(depth: u16) -> Self {
-        Self {
+    /// For a queue of `depth` requests, on this file if it is one.
+    ///
+    /// # Errors
+    /// When the file cannot be opened again.
+    pub(super) fn new(depth: u16, store: Option<&FileStore>) -> io::Result<Self> {
+        Ok(Self {
             slots: (0..depth).map(|_| None).collect(),
-            zero_device: File::open("/dev/zero").ok(),
-        }
+            files: Files {
+                zero_device: File::open("/dev/zero").ok(),
+                syncs: SyncGroup::new(depth, store)?,
+            },
+        })
     }
 
     /// Starts a request on a file. `len_bytes` of it lie inside the file.
@@ -134,7 +151,7 @@ impl LocalQueue {
         let slot = &mut self.slots[tag.index()];
         debug_assert!(slot.is_none(), "a tag has one request");
         let io = slot.insert(io);
-        let outcome = io.issue(ring, store, tag, self.zero_device.as_ref());
+        let outcome = io.issue(ring, store, tag, &mut self.files);
         if outcome.is_some() {
             self.slots[tag.index()] = None;
         }
@@ -151,13 +168,39 @@ impl LocalQueue {
     ) -> Option<Outcome> {
         let io = self.slots[tag.index()].as_mut()?;
         let outcome = match io.advance(store, result) {
-            Next::Issue => io.issue(ring, store, tag, self.zero_device.as_ref()),
+            Next::Issue => io.issue(ring, store, tag, &mut self.files),
             Next::End(outcome) => Some(outcome),
         };
         if outcome.is_some() {
+            let led = matches!(io.step, Step::Sync);
             self.slots[tag.index()] = None;
+            if led {
+                self.next_sync(ring);
+            }
         }
         outcome
+    }
+
+    /// Ends those whom a sync has covered, each by a completion of its own, and begins the sync of
+    /// those who came after that.
+    fn next_sync(&mut self, ring: &mut QueueRing) {
+        let Self { slots, files } = self;
+        let mut push = |entry, tag| {
+            // SAFETY: it names no memory.
+            if let Err(error) = unsafe { ring.push(entry, Owner::Engine, tag) } {
+                // Nothing ends on a broken ring; whoever waits on it next gets to know.
+                tracing::error!(?tag, %error, "the ring takes nothing any more");
+            }
+        };
+        let next = files.syncs.ended(|tag| {
+            if let Some(io) = &mut slots[tag.index()] {
+                io.step = Step::Synced;
+                push(opcode::Nop::new().build(), tag);
+            }
+        });
+        if let Some((tag, entry)) = next {
+            push(entry, tag);
+        }
     }
 }
 
@@ -173,7 +216,7 @@ impl LocalIo {
         ring: &mut QueueRing,
         store: Option<&Arc<FileStore>>,
         tag: Tag,
-        zero_device: Option<&File>,
+        files: &mut Files,
     ) -> Option<Outcome> {
         let entry = match (&mut self.step, store) {
             (Step::Unmap(rest), _) => {
@@ -183,7 +226,7 @@ impl LocalIo {
             }
             (_, None) => return Some(Err(Errno::EIO)),
             (Step::Transfer, Some(store)) => self.transfer(store.raw_fd()),
-            (Step::FillTail, _) => match zero_device {
+            (Step::FillTail, _) => match &files.zero_device {
                 Some(zeros) => self.transfer(zeros.as_raw_fd()),
                 None => return Some(Err(Errno::EIO)),
             },
@@ -200,9 +243,8 @@ impl LocalIo {
                     .offset(self.position())
                     .build()
             }
-            (Step::Sync, Some(store)) => opcode::Fsync::new(types::Fd(store.raw_fd()))
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
+            (Step::Sync, Some(_)) => files.syncs.join(tag)?,
+            (Step::Synced, Some(_)) => return Some(Ok(())),
         };
         // SAFETY: the request's buffer is ours until it is answered, which is after this
         // completion; the zeros are static, and pages belong to a volume that outlives its queues.
@@ -232,12 +274,13 @@ impl LocalIo {
                 self.step = Step::Sync;
                 Next::Issue
             }
-            // The kernel reports a failure once: another sync may have been told of bytes that this
-            // one was to cover.
-            (Step::Sync, _) if store.is_some_and(|store| store.flush_failed()) => {
+            // Another sync may have been told of bytes that this one was to cover.
+            (Step::Sync | Step::Synced, _) if store.is_some_and(|store| store.flush_failed()) => {
                 Next::End(Err(Errno::EIO))
             }
-            (Step::Allocate(_) | Step::Unmap(None) | Step::Sync, _) => Next::End(Ok(())),
+            (Step::Allocate(_) | Step::Unmap(None) | Step::Sync | Step::Synced, _) => {
+                Next::End(Ok(()))
+            }
         }
     }
 

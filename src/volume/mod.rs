@@ -23,6 +23,7 @@ pub mod request;
 pub mod ring;
 pub mod size;
 pub mod state_map;
+mod sync_group;
 #[allow(
     clippy::module_inception,
     reason = "the volume is what this folder is about"

@@ -49,8 +49,13 @@ impl EngineQueue {
             Store::Managed(store) => Some(ManagedQueue::new(store.clone(), depth)?),
             _ => None,
         };
+        let file = match &volume.store {
+            Store::File(file) => Some(file.as_ref()),
+            Store::Managed(store) => Some(store.data.as_ref()),
+            Store::Memory(_) | Store::Async(_) => None,
+        };
         Ok(Self {
-            local: LocalQueue::new(depth),
+            local: LocalQueue::new(depth, file)?,
             managed,
             post: volume.new_post(depth)?,
             arrived: Vec::with_capacity(usize::from(depth)),

@@ -48,7 +48,7 @@ pub struct Request {
 
 impl Request {
     /// A request without flags.
-    pub fn new(op: Op, offset: ByteOffset, len_bytes: u64) -> Self {
+    pub const fn new(op: Op, offset: ByteOffset, len_bytes: u64) -> Self {
         Self {
             op,
             fua: false,
