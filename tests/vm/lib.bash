@@ -77,6 +77,24 @@ attach() {
   [ -b "$device" ] || fail "mount printed '$device', no block device"
 }
 
+# manage NAME RESOURCE [OPTION...]: the same with a local store in front of it.
+manage() {
+  local name=$1 resource=$2
+  shift 2
+  XDG_CACHE_HOME=$work/cache start "$name" "$BLOCKFERRY" mount "$resource" --name "$name" "$@"
+  device=$line
+  [ -b "$device" ] || fail "mount printed '$device', no block device"
+}
+
+# managed NAME FIELD: a number of the status of a managed mount.
+managed() { "$BLOCKFERRY" status "$1" --json | jq -r ".status.managed.$2"; }
+
+# is_clean NAME: whether everything that was written has reached the origin.
+is_clean() { [ "$(managed "$1" dirty_bytes)" = 0 ]; }
+
+# is_local NAME: whether everything is in the local store.
+is_local() { [ "$(managed "$1" local_bytes)" = "$(managed "$1" size_bytes)" ]; }
+
 # detach NAME: ends a program as a user does, and asserts that it ends well.
 detach() {
   kill -INT "${pid_of[$1]}"
