@@ -193,4 +193,6 @@ fn check_sizes(options: &CacheOptions) -> Result<()> {
 }
 
 #[cfg(all(test, not(blockferry_loom)))]
+mod power_loss;
+#[cfg(all(test, not(blockferry_loom)))]
 mod tests;
