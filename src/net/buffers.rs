@@ -4,8 +4,7 @@
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::OwnedSemaphorePermit;
-
+use crate::volume::PriorityPermit;
 use crate::wire::limits::DATA_BYTES_MAX;
 
 const SMALLEST_BYTES: usize = 4 << 10;
@@ -27,7 +26,7 @@ pub(super) struct Buffer {
     len: usize,
     pool: Arc<BufferPool>,
     /// The room that the buffer takes of its session's share.
-    _share: OwnedSemaphorePermit,
+    _share: PriorityPermit,
 }
 
 fn class_of(len: usize) -> usize {
@@ -37,7 +36,7 @@ fn class_of(len: usize) -> usize {
 
 impl BufferPool {
     /// A buffer of `len` bytes, at most [`DATA_BYTES_MAX`].
-    pub(super) fn take(self: &Arc<Self>, len: usize, share: OwnedSemaphorePermit) -> Buffer {
+    pub(super) fn take(self: &Arc<Self>, len: usize, share: PriorityPermit) -> Buffer {
         let class = class_of(len);
         let kept = self.free[class]
             .lock()
@@ -80,24 +79,27 @@ impl Drop for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::sync::Semaphore;
+    use crate::volume::{Priority, PrioritySemaphore};
 
-    #[test]
-    fn buffers_come_back_and_only_so_many_are_kept() {
+    #[tokio::test]
+    async fn buffers_come_back_and_only_so_many_are_kept() {
         let pool = Arc::new(BufferPool::default());
-        let room = Arc::new(Semaphore::new(1000));
-        let share = || Arc::clone(&room).try_acquire_owned().expect("room");
+        let room = PrioritySemaphore::new(1000, 0);
+        let share = || room.acquire(1, Priority::Demand);
         let most = DATA_BYTES_MAX as usize;
         for len in [1, 4096, 4097, most] {
-            let buffer = pool.take(len, share());
+            let buffer = pool.take(len, share().await);
             assert_eq!(buffer.as_ref().len(), len);
         }
         let kept = |class: usize| pool.free[class].lock().expect("unpoisoned").len();
         assert_eq!((kept(0), kept(1), kept(CLASSES - 1)), (1, 1, 1));
-        let many: Vec<_> = (0..20).map(|_| pool.take(most, share())).collect();
+        let mut many = Vec::new();
+        for _ in 0..20 {
+            many.push(pool.take(most, share().await));
+        }
         assert_eq!(kept(CLASSES - 1), 0);
         drop(many);
         assert_eq!(kept(CLASSES - 1), KEPT_BYTES_MAX / most);
-        assert_eq!(room.available_permits(), 1000);
+        assert_eq!(room.free(), 1000);
     }
 }

@@ -2,14 +2,19 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 
+use super::remote::Session;
 use super::serve::stream_priority;
-use crate::volume::{Errno, Extent};
+use crate::volume::{Errno, Extent, PriorityPermit, PrioritySemaphore};
 use crate::wire::WireError;
-use crate::wire::data::{REPLY_BYTES, ReplyHeader, RequestHeader};
+use crate::wire::data::{Operation, REPLY_BYTES, ReplyHeader, RequestHeader};
 use crate::wire::extent::{self, EXTENT_BYTES};
+use crate::wire::limits::{
+    SESSION_BODY_BYTES_MAX, SESSION_DEMAND_BODY_BYTES, SESSION_DEMAND_STREAMS, SESSION_STREAMS_MAX,
+};
 use crate::wire::segment::{SEGMENT_HEADER_BYTES, Segment, runs};
 
 /// Why a request has no answer.
@@ -34,20 +39,44 @@ pub(super) struct Exchange {
     request: RequestHeader,
     send: SendStream,
     recv: RecvStream,
+    _body: Option<PriorityPermit>,
+    _stream: PriorityPermit,
+}
+
+/// What the requests of a session share, the most urgent first.
+pub(super) struct Room {
+    streams: Arc<PrioritySemaphore>,
+    body_bytes: Arc<PrioritySemaphore>,
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self {
+            streams: PrioritySemaphore::new(SESSION_STREAMS_MAX, SESSION_DEMAND_STREAMS),
+            body_bytes: PrioritySemaphore::new(SESSION_BODY_BYTES_MAX, SESSION_DEMAND_BODY_BYTES),
+        }
+    }
 }
 
 impl Exchange {
-    /// Opens a stream, as soon as the server has room for one more. Nothing is sent yet.
-    pub(super) async fn open(
-        connection: &quinn::Connection,
-        request: RequestHeader,
-    ) -> Result<Self, Fault> {
-        let (send, recv) = connection.open_bi().await.map_err(|_| Fault::Broken)?;
-        let _ = send.set_priority(stream_priority(request.priority));
+    /// Opens a stream, as soon as there is room for one more. Nothing is sent yet.
+    pub(super) async fn open(session: &Session, request: RequestHeader) -> Result<Self, Fault> {
+        let RequestHeader { priority, len, .. } = request;
+        let room = &session.room;
+        let body = match request.operation {
+            Operation::Write { .. } => Some(room.body_bytes.acquire(len as u32, priority).await),
+            _ => None,
+        };
+        let stream = room.streams.acquire(1, priority).await;
+        let opened = session.connection.open_bi().await;
+        let (send, recv) = opened.map_err(|_| Fault::Broken)?;
+        let _ = send.set_priority(stream_priority(priority));
         Ok(Self {
             request,
             send,
             recv,
+            _body: body,
+            _stream: stream,
         })
     }
 

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use super::client_record::ClientRecord;
 use super::close::Close;
 use super::dial::{Dialer, Greeted, Next, NoSession};
+use super::exchange::Room;
 use super::ledger::Lost;
 use super::remote::{Link, RemoteOptions, Session, Shared};
 use super::state_dir::random;
@@ -226,6 +227,7 @@ fn session_of(greeted: Greeted, number: u64) -> Session {
         connection: greeted.connection,
         instance: greeted.welcome.instance,
         control: AsyncMutex::new((greeted.send, greeted.recv)),
+        room: Room::new(),
     }
 }
 

@@ -15,7 +15,7 @@ use super::client_record::ClientRecord;
 use super::close::Close;
 use super::control_stream::{read_message, write_message};
 use super::dial::Dialer;
-use super::exchange::{Exchange, Fault};
+use super::exchange::{Exchange, Fault, Room};
 use super::ledger::Ledger;
 use super::reconnect;
 use super::tls::TlsFiles;
@@ -117,6 +117,7 @@ pub(super) struct Session {
     pub(super) connection: Connection,
     pub(super) instance: [u8; 16],
     pub(super) control: AsyncMutex<(SendStream, RecvStream)>,
+    pub(super) room: Room,
 }
 
 impl Remote {
@@ -206,7 +207,7 @@ impl Remote {
         loop {
             let session = self.session().await?;
             let tried = async {
-                let mut exchange = Exchange::open(&session.connection, request).await?;
+                let mut exchange = Exchange::open(&session, request).await?;
                 exchange.ask(&[]).await?;
                 exchange.read_into(buf).await
             };
@@ -220,7 +221,7 @@ impl Remote {
         loop {
             let session = self.session().await?;
             let tried = async {
-                let mut exchange = Exchange::open(&session.connection, request).await?;
+                let mut exchange = Exchange::open(&session, request).await?;
                 let unanswered = Unanswered::new(&self.shared, &session);
                 exchange.ask(body).await?;
                 let answer = exchange.finished().await;
@@ -249,7 +250,7 @@ impl Remote {
                 return Err(Errno::EIO.into());
             };
             let tried = async {
-                let mut exchange = Exchange::open(&session.connection, request).await?;
+                let mut exchange = Exchange::open(&session, request).await?;
                 exchange.ask(&[]).await?;
                 exchange.finished().await
             };
@@ -276,7 +277,7 @@ impl Remote {
             );
             let session = self.session().await?;
             let tried = async {
-                let mut exchange = Exchange::open(&session.connection, request).await?;
+                let mut exchange = Exchange::open(&session, request).await?;
                 exchange.ask(&[]).await?;
                 exchange.extents(&rest).await
             };

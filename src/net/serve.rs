@@ -1,7 +1,6 @@
 //! One data request on the server: from the stream to the backend and back.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, WriteError};
@@ -126,7 +125,7 @@ async fn change(
     let &RequestHeader { offset, len, .. } = request;
     match request.operation {
         Operation::Write { fua } => {
-            let body = read_body(session, recv, len).await?;
+            let body = read_body(session, recv, request).await?;
             let _pass = enter(session).await?;
             let written = backend.write_at(body.as_ref(), offset, fua, request.priority);
             written.await?;
@@ -166,7 +165,7 @@ async fn read(
     send: &mut SendStream,
     request: &RequestHeader,
 ) -> Result<(), Fault> {
-    let mut buffer = take_buffer(session, request.len).await?;
+    let mut buffer = take_buffer(session, request).await;
     let asked = buffer.bytes_mut();
     let backend = &session.volume.backend;
     let filled = backend
@@ -212,19 +211,20 @@ async fn map(
     Ok(send.write_all(&bytes).await?)
 }
 
-/// A buffer for `len` bytes, as soon as the session has room for it.
-async fn take_buffer(session: &Session, len: u64) -> Result<Buffer, Fault> {
-    let room = Arc::clone(&session.room);
-    let share = room
-        .acquire_many_owned(len as u32)
-        .await
-        .map_err(|_| Fault::Gone)?;
-    Ok(session.pool.take(len as usize, share))
+/// A buffer for the bytes of the request, as soon as the session has room for it.
+async fn take_buffer(session: &Session, request: &RequestHeader) -> Buffer {
+    let room = session.room.acquire(request.len as u32, request.priority);
+    let share = room.await;
+    session.pool.take(request.len as usize, share)
 }
 
 /// The body of a write, runs of zeros written out.
-async fn read_body(session: &Session, recv: &mut RecvStream, len: u64) -> Result<Buffer, Fault> {
-    let mut buffer = take_buffer(session, len).await?;
+async fn read_body(
+    session: &Session,
+    recv: &mut RecvStream,
+    request: &RequestHeader,
+) -> Result<Buffer, Fault> {
+    let mut buffer = take_buffer(session, request).await;
     let mut rest = buffer.bytes_mut();
     while !rest.is_empty() {
         let mut header = [0; SEGMENT_HEADER_BYTES];

@@ -17,8 +17,9 @@ use super::slot::Pass;
 use super::transport::{self, IDLE_TIMEOUT};
 use super::volume::{Admitted, Volume};
 use crate::Result;
+use crate::volume::PrioritySemaphore;
 use crate::wire::control::{ClientMessage, ServerMessage};
-use crate::wire::limits::{SESSION_IN_FLIGHT_BYTES_MAX, SESSION_STREAMS_MAX};
+use crate::wire::limits::{SESSION_DEMAND_BYTES, SESSION_IN_FLIGHT_BYTES_MAX, SESSION_STREAMS_MAX};
 
 /// How long requests in flight may take to end when the server stops or a session is over.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ pub(super) struct Session {
     pub(super) admitted: Admitted,
     pub(super) pool: Arc<BufferPool>,
     /// Room for the bytes of requests, in bytes.
-    pub(super) room: Arc<Semaphore>,
+    pub(super) room: Arc<PrioritySemaphore>,
     /// Room for requests.
     requests: Arc<Semaphore>,
     /// It has changed the volume, and the content's generation tells.
@@ -63,13 +64,15 @@ pub(super) async fn run(
     info!(volume = %volume.name, client = hello.client_name, %peer,
           session = admitted.session, writable = admitted.writable, "in");
     let welcome = volume.welcome(version, &admitted).await;
+    // What is said about the session goes before all that its requests get.
+    let _ = send.set_priority(i32::MAX);
     transport::open_up(&connection);
     let session = Arc::new(Session {
         connection,
         volume,
         admitted,
         pool,
-        room: Arc::new(Semaphore::new(SESSION_IN_FLIGHT_BYTES_MAX as usize)),
+        room: PrioritySemaphore::new(SESSION_IN_FLIGHT_BYTES_MAX, SESSION_DEMAND_BYTES),
         requests: Arc::new(Semaphore::new(SESSION_STREAMS_MAX as usize)),
         has_written: AtomicBool::new(false),
     });

@@ -4,12 +4,14 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::backend::{AsyncBackend, Backend, BackendFuture, Capabilities, Extent, Priority};
+use super::priority_semaphore::PrioritySemaphore;
 
 /// The most calls that run at once, each on a thread of the pool.
 const CALLS_MAX: u32 = 512;
+
+/// Of these calls a quarter is for demand alone.
+const DEMAND_PART: u32 = 4;
 
 /// [`AsyncBackend`] over a [`Backend`].
 ///
@@ -19,7 +21,7 @@ const CALLS_MAX: u32 = 512;
 pub struct Pooled<B: ?Sized> {
     size: u64,
     capabilities: Capabilities,
-    running: Arc<Semaphore>,
+    running: Arc<PrioritySemaphore>,
     ranges: Arc<super::ranges::BusyRanges>,
     backend: Arc<B>,
 }
@@ -41,7 +43,7 @@ impl<B: Backend + ?Sized> Pooled<B> {
         Self {
             size,
             capabilities,
-            running: Arc::new(Semaphore::new(calls_max as usize)),
+            running: PrioritySemaphore::new(calls_max, calls_max / DEMAND_PART),
             ranges: Arc::default(),
             backend,
         }
@@ -49,15 +51,11 @@ impl<B: Backend + ?Sized> Pooled<B> {
 
     async fn call<T: Send + 'static>(
         &self,
+        priority: Priority,
         range: Option<Range<u64>>,
         work: impl FnOnce(&B) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let permit = self
-            .running
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(io::Error::other)?;
+        let permit = self.running.acquire(1, priority).await;
         let hold = match range {
             Some(range) => Some(self.ranges.clone().hold(range).await),
             None => None,
@@ -86,12 +84,12 @@ impl<B: Backend + ?Sized> AsyncBackend for Pooled<B> {
         &'a self,
         buf: &'a mut [u8],
         offset: u64,
-        _priority: Priority,
+        priority: Priority,
     ) -> BackendFuture<'a, usize> {
         Box::pin(async move {
             let mut own = vec![0; buf.len()];
             let (own, count) = self
-                .call(None, move |backend| {
+                .call(priority, None, move |backend| {
                     let count = backend.read_at(&mut own, offset)?;
                     Ok((own, count))
                 })
@@ -107,12 +105,12 @@ impl<B: Backend + ?Sized> AsyncBackend for Pooled<B> {
         buf: &'a [u8],
         offset: u64,
         fua: bool,
-        _priority: Priority,
+        priority: Priority,
     ) -> BackendFuture<'a, ()> {
         Box::pin(async move {
             let own = buf.to_vec();
             let range = offset..offset + buf.len() as u64;
-            self.call(Some(range), move |backend| {
+            self.call(priority, Some(range), move |backend| {
                 backend.write_at(&own, offset)?;
                 if fua { backend.flush() } else { Ok(()) }
             })
@@ -121,12 +119,14 @@ impl<B: Backend + ?Sized> AsyncBackend for Pooled<B> {
     }
 
     fn flush(&self) -> BackendFuture<'_, ()> {
-        Box::pin(self.call(None, |backend| backend.flush()))
+        Box::pin(self.call(Priority::Demand, None, |backend| backend.flush()))
     }
 
     fn discard(&self, offset: u64, len: u64) -> BackendFuture<'_, ()> {
         let range = offset..offset + len;
-        Box::pin(self.call(Some(range), move |backend| backend.discard(offset, len)))
+        Box::pin(self.call(Priority::Demand, Some(range), move |backend| {
+            backend.discard(offset, len)
+        }))
     }
 
     fn write_zeroes(
@@ -137,13 +137,15 @@ impl<B: Backend + ?Sized> AsyncBackend for Pooled<B> {
         fua: bool,
     ) -> BackendFuture<'_, ()> {
         let range = offset..offset + len;
-        Box::pin(self.call(Some(range), move |backend| {
+        Box::pin(self.call(Priority::Demand, Some(range), move |backend| {
             backend.write_zeroes(offset, len, no_unmap)?;
             if fua { backend.flush() } else { Ok(()) }
         }))
     }
 
     fn allocated(&self, range: Range<u64>) -> BackendFuture<'_, Vec<Extent>> {
-        Box::pin(self.call(None, move |backend| backend.allocated(range)))
+        Box::pin(self.call(Priority::Demand, None, move |backend| {
+            backend.allocated(range)
+        }))
     }
 }

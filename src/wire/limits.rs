@@ -15,6 +15,19 @@ pub const SESSION_STREAMS_MAX: u32 = 1024;
 /// How many bytes of reads and writes the server holds in memory for one session.
 pub const SESSION_IN_FLIGHT_BYTES_MAX: u32 = 64 << 20;
 
+/// How many of these only demand gets.
+pub const SESSION_DEMAND_STREAMS: u32 = SESSION_STREAMS_MAX / 2;
+
+/// How many of these bytes only demand gets.
+pub const SESSION_DEMAND_BYTES: u32 = 16 << 20;
+
+/// How many bytes of writes a client has under way. What the server has no room for waits in the
+/// connection's window, which all requests share: this has to stay well below it.
+pub const SESSION_BODY_BYTES_MAX: u32 = 32 << 20;
+
+/// How many of these only demand gets.
+pub const SESSION_DEMAND_BODY_BYTES: u32 = 8 << 20;
+
 /// How many extents one reply to a map request holds.
 pub const EXTENTS_MAX: u64 = 1024;
 
