@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kit import counts, fio, rounds, servers, vm
+from kit import copies, counts, fio, rounds, servers, vm
+from kit.marks import MEMORY_BY_VECTORS
 from kit.servers import Blockferry, KernelLoop, KernelNbd, NullBlk, Rublk
 
 MEMORY = "/dev/shm"
@@ -20,7 +21,8 @@ def main():
     for kind, folder in (("tracefs", "/sys/kernel/tracing"), ("configfs", "/sys/kernel/config")):
         subprocess.run(["mount", "-t", kind, kind, folder], capture_output=True)  # where it is missing
     result = {"kernel": platform.release(), "cpus": os.cpu_count(), "groups": {}}
-    result["groups"]["memory"] = measure_group(in_memory(), plan["points"], plan["rounds"], plan)
+    result["groups"]["memory"] = measure_group(in_memory(plan), plan["points"], plan["rounds"], plan)
+    result["copies"] = copies.measure()
     for file in Path(MEMORY).glob("*.img"):
         file.unlink()
     for kind in plan["file_systems"]:
@@ -28,11 +30,13 @@ def main():
     vm.answer(result)
 
 
-def in_memory():
+def in_memory(plan):
     """Everybody's fastest stores."""
     files = [f"{MEMORY}/{name}.img" for name in ("loop", "rublk", "rublk-zc", "ours")]
     for file in files:
         servers.fill(file)
+    memory = f"mem:{fio.WORKING_SET_MIB}MiB"
+    by_vectors = ours((MEMORY_BY_VECTORS, memory), environment=copies.BY_VECTORS) if plan.get("by_vectors") else []
     return [
         NullBlk("null_blk"),
         KernelLoop("kernel loop, tmpfs", files[0]),
@@ -40,7 +44,8 @@ def in_memory():
         Rublk("rublk loop, tmpfs", "loop", "-f", files[1]),
         Rublk("rublk loop -z, tmpfs", "loop", "-z", "-f", files[2]),
         KernelNbd("kernel nbd, nbdkit memory"),
-        *ours(("blockferry mem:", f"mem:{fio.WORKING_SET_MIB}MiB"), ("blockferry file:, tmpfs", f"file:{files[3]}")),
+        *ours(("blockferry mem:", memory), ("blockferry file:, tmpfs", f"file:{files[3]}")),
+        *by_vectors,
     ]
 
 
@@ -56,9 +61,11 @@ def on_files(folder, kind):
     ]
 
 
-def ours(*devices):
+def ours(*devices, environment=None):
     """Our devices, where our program is there."""
-    return [Blockferry(label, url, "--device", "ublk") for label, url in devices] if os.environ.get("BLOCKFERRY") else []
+    if not os.environ.get("BLOCKFERRY"):
+        return []
+    return [Blockferry(label, url, "--device", "ublk", environment=environment) for label, url in devices]
 
 
 def measure_on(kind, plan):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from kit import rounds
 
 MEMORY, FILE = "blockferry mem:", "blockferry file:, tmpfs"
+MEMORY_BY_VECTORS = "blockferry mem:, by vectors"
 NULL, LOOP, NBD = "rublk null", "rublk loop, tmpfs", "kernel nbd, nbdkit memory"
 
 
@@ -26,6 +27,7 @@ def ublk(nbd_key):
     }
     return [
         *(Mark(key, MEMORY, NULL, wanted) for key, wanted in memory.items()),
+        *(Mark(key, MEMORY_BY_VECTORS, NULL, None) for key in memory),
         *(Mark(key, FILE, LOOP, 1.05) for key in memory),
         *(Mark(key, FILE, "rublk loop -z, tmpfs", None) for key in memory),
         *(Mark(key, FILE, "kernel loop, tmpfs", None) for key in memory),

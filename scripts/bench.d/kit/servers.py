@@ -125,12 +125,13 @@ class KernelNbd(Server):
 class Blockferry(Server):
     """Ours: a direct mount of a resource."""
 
-    def __init__(self, label, url, *options):
+    def __init__(self, label, url, *options, environment=None):
         self.label, self.url, self.options = label, url, options
+        self.environment = os.environ | (environment or {})
 
     def start(self):
         modprobe("ublk_drv")
-        self.process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, text=True, env=self.environment)
         return first_line(self.process)
 
     def command(self):

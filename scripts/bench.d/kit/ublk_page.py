@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from kit import fio, machine, marks, vm
+from kit import copies, fio, machine, marks, vm
 from kit.counts import RUN_S
 from kit.plot import Bar, Panel
 from kit.report import Report, iops
@@ -43,6 +43,7 @@ def make(name, title, plan, qemu, nbd_key, about):
             if ratios := marks.rows(wanted, group["figures"], short):
                 report.heading("Marks")
                 report.table(["ratio", "load", "measured", "wanted", ""], ratios)
+            copies.write(report, result["copies"], group["figures"], short)
     counts(report, result["groups"])
     report.facts(facts)
     report.write()
