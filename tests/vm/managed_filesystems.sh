@@ -26,8 +26,9 @@ check() {
   "$BLOCKFERRY" sync client
   before=$(allocated_kib "$file")
   rm -rf "$work/mnt/random"
-  # What is not committed yet is not trimmed.
-  sync -f "$work/mnt"
+  # What a file system has not quite let go of is not trimmed.
+  umount "$work/mnt"
+  mount_at "$device" "$work/mnt"
   fstrim "$work/mnt"
   (cd "$work/mnt" && find . -type f -exec sha256sum {} +) >"$sums"
   umount "$work/mnt"

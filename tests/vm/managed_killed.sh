@@ -8,20 +8,30 @@ need_ublk
 KILLS=${KILLS:-25}
 MIB=64
 
+# busy_or_gone DEVICE: whether the load has done some more by now, however little, or has ended.
+busy_or_gone() {
+  local now
+  now=$(awk '{ print $1 + $5 }' "/sys/block/$(basename "$1")/stat")
+  gone "${pid_of[fio]}" || [ "$now" -gt $((seen + RANDOM % 600)) ] && seen=$now
+}
+seen=0
+
 # check OPTION...: kills again and again under a load that verifies itself.
 check() {
   local round fetched=0 more
   head -c "${MIB}M" /dev/urandom >"$work/disk.img"
   serve server "disk=file:$work/disk.img" --ticket-file "$work/disk.ticket"
   manage disk "@$work/disk.ticket" --io-timeout 120 --pull-rate 4MiB "$@"
-  load "$device" 48
+  load "$device" 24
   for ((round = 1; round <= KILLS; round++)); do
-    # At no moment in particular.
-    wait_until 60 "writes under way" wrote_more "$device" $(($(sectors_written "$device") + RANDOM % 3000))
-    more=$(managed disk fetched_bytes) || more=0
+    wait_until 60 "requests under way" busy_or_gone "$device"
+    if gone "${pid_of[fio]}"; then
+      load_is_whole
+      load "$device" 24
+    fi
+    more=$(managed disk fetched_bytes)
     fetched=$((fetched + more))
     crash disk
-    ! gone "${pid_of[fio]}" || break
     if ((round % 2)); then
       XDG_CACHE_HOME=$work/cache recover disk
     else
@@ -29,13 +39,12 @@ check() {
     fi
   done
   load_is_whole
-  [ -n "${pid_of[disk]:-}" ] || manage disk "@$work/disk.ticket" "$@"
   wait_until 120 "the pull of everything" is_local disk
   # What was on its way when it was killed may have to come once more; the status is a moment older than the kill.
   fetched=$((fetched + $(managed disk fetched_bytes)))
   [ "$fetched" -le $(((MIB + KILLS * 4) << 20)) ] || fail "$fetched bytes were fetched of a volume of $MIB MiB, in $KILLS lives"
   wait_until 120 "the push of everything" is_clean disk
-  same "$(checksum "$work/disk.img")" "$(checksum "$device")" "content of the origin after $round kills ($*)"
+  same "$(checksum "$work/disk.img")" "$(checksum "$device")" "content of the origin after $KILLS kills ($*)"
   detach disk
   detach server
 }

@@ -214,7 +214,7 @@ impl Shared {
 }
 
 /// Splits whole blocks into runs that are all zeros or have no block of zeros.
-fn runs_of_blocks(bytes: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
+pub(super) fn runs_of_blocks(bytes: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
     let mut blocks = bytes
         .chunks(BLOCK_BYTES as usize)
         .map(is_zero)
@@ -232,7 +232,7 @@ fn runs_of_blocks(bytes: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
 }
 
 /// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+fn is_zero(bytes: &[u8]) -> bool {
     // SAFETY: any bytes make an integer.
     let (before, words, after) = unsafe { bytes.align_to::<u128>() };
     before.iter().chain(after).all(|byte| *byte == 0) && words.iter().all(|word| *word == 0)

@@ -14,12 +14,15 @@ use tokio::task::JoinSet;
 
 use super::Shared;
 use super::buffers::Purpose;
-use super::fetch::is_zero;
+use super::fetch::runs_of_blocks;
 use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset};
 use crate::volume::{Backend, Errno, Priority};
 
 /// The most that goes in one request, in bytes.
 pub(super) const PIECE_BYTES: u64 = 1 << 20;
+
+/// The shortest run of zeros that goes as such beside other bytes.
+const ZEROS_BYTES_MIN: usize = 64 << 10;
 
 /// After how many bytes the origin has to flush, so that no sweep is without end.
 const BATCH_BYTES: u64 = 256 << 20;
@@ -189,17 +192,22 @@ impl Shared {
             .inspect_err(|error| {
                 let _ = self.store_failed("read for the origin", offset, len, error);
             })?;
-        let bytes = &buffer.bytes()[..len];
-        if is_zero(bytes) {
-            return self.send_zeros(run).await;
+        let mut rest = run;
+        for (zeros, part) in parts(buffer.bytes()) {
+            let part_run = rest.take(part.len() as u64 / BLOCK_BYTES);
+            if zeros {
+                self.send_zeros(part_run).await?;
+                continue;
+            }
+            let (offset, len) = self.bytes_of(part_run);
+            self.push_rate.pass(len as u64).await;
+            let under_way = self.uplink.go_when_free(len as u64, Priority::Push).await;
+            self.origin
+                .write_at(&part[..len], offset, false, Priority::Push)
+                .await?;
+            under_way.arrived();
+            self.deadline.answered();
         }
-        self.push_rate.pass(len as u64).await;
-        let under_way = self.uplink.go_when_free(len as u64, Priority::Push).await;
-        self.origin
-            .write_at(bytes, offset, false, Priority::Push)
-            .await?;
-        under_way.arrived();
-        self.deadline.answered();
         Ok(())
     }
 
@@ -211,6 +219,29 @@ impl Shared {
         self.deadline.answered();
         Ok(())
     }
+}
+
+/// Splits whole blocks into those that go as zeros, which take no space at the origin, and those that
+/// go as bytes. A few blocks of zeros among others are not worth a request.
+fn parts(bytes: &[u8]) -> Vec<(bool, &[u8])> {
+    let mut parts: Vec<(bool, usize)> = Vec::new();
+    for (zeros, run) in runs_of_blocks(bytes) {
+        let whole = run.len() == bytes.len();
+        let zeros = zeros && (whole || run.len() >= ZEROS_BYTES_MIN);
+        match parts.last_mut() {
+            Some(last) if last.0 == zeros => last.1 += run.len(),
+            _ => parts.push((zeros, run.len())),
+        }
+    }
+    let mut rest = bytes;
+    parts
+        .into_iter()
+        .map(|(zeros, len)| {
+            let (part, later) = rest.split_at(len);
+            rest = later;
+            (zeros, part)
+        })
+        .collect()
 }
 
 fn joined(sent: Result<io::Result<()>, tokio::task::JoinError>) -> io::Result<()> {
@@ -244,5 +275,31 @@ impl Drop for Batch {
         for run in self.sending.drain(..) {
             self.shared.store.map.send_failed(run);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_runs_of_zeros_go_as_such_and_nothing_is_left_out() {
+        let block = BLOCK_BYTES as usize;
+        let mut bytes = vec![0; 64 * block];
+        for written in [0, 3, 40] {
+            bytes[written * block] = 1;
+        }
+        let lens = |bytes| -> Vec<_> {
+            parts(bytes)
+                .into_iter()
+                .map(|(zeros, part)| (zeros, part.len() / block))
+                .collect()
+        };
+        assert_eq!(
+            lens(&bytes),
+            [(false, 4), (true, 36), (false, 1), (true, 23)]
+        );
+        assert_eq!(lens(&bytes[block..2 * block]), [(true, 1)]);
+        assert_eq!(lens(&bytes[..3 * block]), [(false, 3)]);
     }
 }
