@@ -105,7 +105,8 @@ pub(super) struct Args {
     /// ever
     ///
     /// While other requests are being answered, a request has ten times as long: a slow link is no
-    /// failure.
+    /// failure. On a ublk device that was made without root it has 25 seconds at most, before the
+    /// kernel would kill this process for it.
     #[arg(long, value_name = "SECONDS", default_value_t = direct::IO_TIMEOUT_DEFAULT.as_secs(),
           value_parser = clap::value_parser!(u64).range(..=direct::IO_TIMEOUT_MAX.as_secs()))]
     io_timeout: u64,
