@@ -193,6 +193,8 @@ fn check_sizes(options: &CacheOptions) -> Result<()> {
 }
 
 #[cfg(all(test, not(blockferry_loom)))]
+mod damage_tests;
+#[cfg(all(test, not(blockferry_loom)))]
 mod format_tests;
 #[cfg(all(test, not(blockferry_loom)))]
 mod power_loss;

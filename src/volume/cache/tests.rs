@@ -7,25 +7,32 @@ use crate::volume::state_map::{FlightSlot, WriteStart};
 
 const SIZE_BYTES: u64 = (300 << 20) + 1000;
 
-struct Home {
+pub(super) struct Home {
     dir: tempfile::TempDir,
 }
 
 impl Home {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        Self { dir }
+    pub(super) fn new() -> Self {
+        let in_memory = Path::new("/dev/shm");
+        let dir = if in_memory.is_dir() {
+            tempfile::tempdir_in(in_memory)
+        } else {
+            tempfile::tempdir()
+        };
+        Self {
+            dir: dir.expect("a directory"),
+        }
     }
 
-    fn cache(&self) -> PathBuf {
+    pub(super) fn cache(&self) -> PathBuf {
         self.dir.path().join("cache")
     }
 
-    fn run(&self) -> PathBuf {
+    pub(super) fn run(&self) -> PathBuf {
         self.dir.path().join("run")
     }
 
-    fn options(&self) -> CacheOptions {
+    pub(super) fn options(&self) -> CacheOptions {
         CacheOptions {
             size_bytes: SIZE_BYTES,
             chunk_bytes: 256 << 10,
@@ -38,8 +45,22 @@ impl Home {
         }
     }
 
-    fn open(&self) -> OpenedCache {
+    pub(super) fn open(&self) -> OpenedCache {
         CacheDirectory::open(&self.cache(), &self.options()).expect("opened")
+    }
+
+    pub(super) fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.cache().join(name)).expect("read")
+    }
+
+    /// Writes a file in its place.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.cache().join(name), bytes).expect("written");
+    }
+
+    pub(super) fn live_map(&self) -> PathBuf {
+        let mut entries = std::fs::read_dir(self.run()).expect("listed");
+        entries.next().expect("one").expect("listed").path()
     }
 
     /// As after a reboot: the run-time directory is empty.
@@ -54,7 +75,7 @@ fn page(byte: u8) -> memmap2::MmapMut {
     page
 }
 
-fn write(cache: &OpenedCache, block: u64, byte: u8) {
+pub(super) fn write(cache: &OpenedCache, block: u64, byte: u8) {
     let blocks = BlockRange::new(block, block + 1);
     let slot = FlightSlot(0);
     let start = match cache.map.begin_write(slot, blocks) {
@@ -75,7 +96,7 @@ fn write(cache: &OpenedCache, block: u64, byte: u8) {
     cache.map.end_write(slot, blocks, start, true);
 }
 
-fn fill(cache: &OpenedCache, blocks: BlockRange, byte: u8) {
+pub(super) fn fill(cache: &OpenedCache, blocks: BlockRange, byte: u8) {
     cache
         .map
         .prepare_fill(blocks.first.region())
@@ -100,7 +121,7 @@ fn read(cache: &OpenedCache, block: u64) -> Option<u8> {
     Some(page[0])
 }
 
-fn push(cache: &OpenedCache) {
+pub(super) fn push(cache: &OpenedCache) {
     let mut at = cache.map.blocks().first;
     while let Some(run) = cache.map.take_dirty(at, 1024) {
         cache.map.flushed(run);
@@ -208,4 +229,272 @@ fn settled_regions_are_clean_after_a_reboot() {
     let cache = home.open();
     assert_eq!(cache.found.held.present_bytes, 11 * 4096);
     assert_eq!(cache.found.held.dirty_bytes, 4096);
+}
+
+#[test]
+fn a_cache_of_something_else_is_refused_and_left_as_it_is() {
+    let home = Home::new();
+    let cache = home.open();
+    write(&cache, 5, 1);
+    cache.checkpointer.close().expect("closed");
+    drop(cache);
+    let before = (home.read("meta"), home.read("map"));
+    let options = home.options();
+    for (other, word) in [
+        (
+            CacheOptions {
+                identity: [8; 16],
+                ..options.clone()
+            },
+            "another origin",
+        ),
+        (
+            CacheOptions {
+                size_bytes: SIZE_BYTES + 1,
+                ..options.clone()
+            },
+            "bytes",
+        ),
+        (
+            CacheOptions {
+                chunk_bytes: 128 << 10,
+                ..options.clone()
+            },
+            "chunks",
+        ),
+        (
+            CacheOptions {
+                persistent: false,
+                ..options.clone()
+            },
+            "on a disk",
+        ),
+    ] {
+        let error = CacheDirectory::open(&home.cache(), &other).expect_err("foreign");
+        assert_eq!(error.kind(), ErrorKind::Foreign);
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert!(before == (home.read("meta"), home.read("map")));
+    assert_eq!(read(&home.open(), 5), Some(1));
+}
+
+#[test]
+fn what_cannot_become_a_cache_is_refused() {
+    let home = Home::new();
+    std::fs::create_dir(home.cache()).expect("made");
+    home.write("letter.txt", b"mine");
+    let open = || CacheDirectory::open(&home.cache(), &home.options());
+    assert_eq!(
+        open().expect_err("not empty").kind(),
+        ErrorKind::InvalidInput
+    );
+    assert_eq!(home.read("letter.txt"), b"mine");
+    std::fs::remove_file(home.cache().join("letter.txt")).expect("removed");
+    // Somebody's file that happens to have this name.
+    home.write("data", b"mine");
+    assert_eq!(open().expect_err("data").kind(), ErrorKind::Damaged);
+    let discarded = discard(&home.cache(), &home.run(), Discard::EvenDirty);
+    assert_eq!(discarded.expect_err("no cache").kind(), ErrorKind::NotFound);
+    assert_eq!(home.read("data"), b"mine");
+    std::fs::remove_file(home.cache().join("data")).expect("removed");
+    for size_bytes in [0, CACHE_BYTES_MAX + 1] {
+        let options = CacheOptions {
+            size_bytes,
+            ..home.options()
+        };
+        let error = CacheDirectory::open(&home.cache(), &options).expect_err("size");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+    // A link that leads elsewhere is not followed.
+    let elsewhere = home.dir.path().join("elsewhere");
+    std::fs::write(&elsewhere, b"").expect("written");
+    std::os::unix::fs::symlink(&elsewhere, home.cache().join("data")).expect("linked");
+    open().expect_err("a link");
+    assert_eq!(std::fs::metadata(&elsewhere).expect("there").len(), 0);
+}
+
+/// Set in a process that is started to try to open a cache in this directory.
+const CHILD: &str = "BLOCKFERRY_TEST_CACHE_HOME";
+
+#[test]
+fn two_processes_cannot_open_one_cache() {
+    if let Some(home) = std::env::var_os(CHILD) {
+        let home = PathBuf::from(home);
+        let options = CacheOptions {
+            run_directory: home.join("run"),
+            ..Home::new().options()
+        };
+        let error = CacheDirectory::open(&home.join("cache"), &options).expect_err("busy");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        let parent = std::os::unix::process::parent_id();
+        assert!(error.to_string().contains(&parent.to_string()), "{error}");
+        return;
+    }
+    let home = Home::new();
+    let cache = home.open();
+    write(&cache, 5, 1);
+    let name = std::thread::current().name().map(str::to_owned);
+    let child = std::process::Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", &name.expect("the test's"), "--nocapture"])
+        .env(CHILD, home.dir.path())
+        .output()
+        .expect("started");
+    assert!(child.status.success(), "{child:?}");
+    // And nobody else either: not this process again, not to look or to discard.
+    let again = CacheDirectory::open(&home.cache(), &home.options());
+    assert_eq!(again.expect_err("busy").kind(), ErrorKind::Busy);
+    let report = inspect(&home.cache(), &home.run()).expect("looked at");
+    assert_eq!(report.contents, Contents::InUse(Some(std::process::id())));
+    let discarded = discard(&home.cache(), &home.run(), Discard::EvenDirty);
+    assert_eq!(discarded.expect_err("busy").kind(), ErrorKind::Busy);
+    assert_eq!(read(&cache, 5), Some(1));
+}
+
+#[test]
+fn looking_at_a_cache_tells_what_counts_and_changes_nothing() {
+    let home = Home::new();
+    let missing = inspect(&home.cache(), &home.run()).expect_err("none");
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    let cache = home.open();
+    fill(&cache, BlockRange::new(0, 10), 1);
+    write(&cache, 5, 2);
+    cache.directory.set_source(9, 0).expect("noted");
+    cache.checkpointer.checkpoint().expect("durable");
+    write(&cache, 50, 2);
+    drop(cache);
+    let contents = |present: u64, dirty: u64| {
+        Contents::Idle(Held {
+            present_bytes: present * 4096,
+            dirty_bytes: dirty * 4096,
+        })
+    };
+    for _ in 0..2 {
+        let report = inspect(&home.cache(), &home.run()).expect("looked at");
+        assert_eq!(report.contents, contents(11, 2), "by the live map");
+        assert_eq!((report.epoch, report.size_bytes), (9, SIZE_BYTES));
+        assert_eq!(report.origin_name, "blockferry://host:1/volume");
+    }
+    home.reboot();
+    let report = inspect(&home.cache(), &home.run()).expect("looked at");
+    assert_eq!(report.contents, contents(10, 10), "by the checkpoint");
+    let cache = home.open();
+    assert_eq!(Contents::Idle(cache.found.held), contents(10, 10));
+    push(&cache);
+    cache.checkpointer.close().expect("closed");
+    drop(cache);
+    let report = inspect(&home.cache(), &home.run()).expect("looked at");
+    assert_eq!(report.contents, contents(10, 0));
+}
+
+#[test]
+fn a_cache_is_discarded_only_if_clean_unless_it_is_said() {
+    for (dirty, what) in [
+        (false, Discard::Clean),
+        (true, Discard::EvenDirty),
+        (false, Discard::EvenDirty),
+    ] {
+        let home = Home::new();
+        let cache = home.open();
+        fill(&cache, BlockRange::new(0, 10), 1);
+        if dirty {
+            write(&cache, 5, 2);
+        }
+        drop(cache);
+        let clean = || discard(&home.cache(), &home.run(), Discard::Clean);
+        if dirty {
+            let error = clean().expect_err("dirty");
+            assert_eq!(error.kind(), ErrorKind::Dirty);
+            assert!(error.to_string().contains("4096 bytes"), "{error}");
+        }
+        discard(&home.cache(), &home.run(), what).expect("discarded");
+        for left in [home.cache(), home.run()] {
+            assert_eq!(std::fs::read_dir(left).expect("listed").count(), 0);
+        }
+        assert_eq!(clean().expect_err("gone").kind(), ErrorKind::NotFound);
+        assert_eq!(home.open().found.state, FoundState::Fresh);
+    }
+}
+
+#[test]
+fn a_damaged_cache_can_be_discarded_by_who_says_so() {
+    for (name, at) in [("meta", 0), ("meta", 100), ("map", 4096 * 4)] {
+        let home = Home::new();
+        let cache = home.open();
+        write(&cache, 5, 2);
+        cache.checkpointer.close().expect("closed");
+        drop(cache);
+        let mut bytes = home.read(name);
+        bytes[at] ^= 1;
+        home.write(name, &bytes);
+        let error = discard(&home.cache(), &home.run(), Discard::Clean).expect_err("damaged");
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{}", error.chain());
+        discard(&home.cache(), &home.run(), Discard::EvenDirty).expect("discarded");
+        assert_eq!(home.open().found.state, FoundState::Fresh);
+    }
+}
+
+#[test]
+fn dropping_what_is_clean_keeps_what_is_dirty_and_gives_the_space_back() {
+    let home = Home::new();
+    let cache = home.open();
+    fill(&cache, BlockRange::new(0, 1000), 1);
+    fill(&cache, cache.map.region_blocks(RegionIndex(2)), 1);
+    write(&cache, 5, 2);
+    cache.checkpointer.checkpoint().expect("durable");
+    let allocated = |cache: &OpenedCache| {
+        use std::os::unix::fs::MetadataExt;
+        let data = std::fs::metadata(cache.data.path()).expect("examined");
+        data.blocks() * 512
+    };
+    assert!(allocated(&cache) > 1000 * 4096);
+    let cache = cache.drop_clean().expect("dropped");
+    assert_eq!(cache.found.held.present_bytes, 4096);
+    assert_eq!(cache.found.held.dirty_bytes, 4096);
+    assert!(allocated(&cache) < 100 * 4096);
+    assert_eq!(read(&cache, 5), Some(2));
+    assert_eq!(read(&cache, 6), None);
+    // Somebody else has the map.
+    let map = cache.map.clone();
+    assert_eq!(
+        cache.drop_clean().expect_err("in use").kind(),
+        ErrorKind::Busy
+    );
+    drop(map);
+    home.reboot();
+    let cache = home.open();
+    assert_eq!(cache.found.held.present_bytes, 4096);
+    assert_eq!(read(&cache, 5), Some(2));
+}
+
+#[test]
+fn a_failed_sync_is_for_good_and_the_live_map_does_not_go_on() {
+    let home = Home::new();
+    let cache = home.open();
+    write(&cache, 5, 1);
+    cache.checkpointer.checkpoint().expect("durable");
+    write(&cache, 6, 2);
+    // As the ring of a queue says it.
+    let eio = || std::io::Error::from_raw_os_error(libc::EIO);
+    cache.data.note_flush_failure(&eio());
+    for _ in 0..2 {
+        let error = cache.checkpointer.checkpoint().expect_err("failed");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        let other_region = cache.checkpointer.make_write_ready(&[RegionIndex(1)]);
+        other_region.expect_err("failed");
+        cache.checkpointer.close().expect_err("failed");
+    }
+    drop(cache);
+    let cache = home.open();
+    assert!(
+        matches!(&cache.found.state, FoundState::FromCheckpoint { because, .. } if because.contains("sync")),
+        "{:?}",
+        cache.found
+    );
+    assert_eq!((read(&cache, 5), read(&cache, 6)), (Some(1), None));
+    cache.checkpointer.checkpoint().expect("durable again");
+    write(&cache, 6, 3);
+    drop(cache);
+    let cache = home.open();
+    assert_eq!(cache.found.state, FoundState::Continued);
+    assert_eq!(read(&cache, 6), Some(3));
 }
