@@ -15,8 +15,15 @@ pub(super) async fn keep_durable(shared: Arc<Shared>) {
         tokio::time::sleep(INTERVAL).await;
         let map = &shared.store.map;
         if map.needs_checkpoint() || map.unsaved_regions().next().is_some() {
-            // A failure was logged, shows in the status, and makes every later flush fail.
-            let _ = shared.checkpoint().await;
+            let checkpointer = Arc::clone(&shared.checkpointer);
+            let saved = shared
+                .tasks
+                .blocking(move || checkpointer.checkpoint_in_background())
+                .await;
+            if let Err(error) = saved {
+                // It was logged, shows in the status, and makes every later flush fail.
+                let _ = shared.store_failed("checkpoint", 0, 0, &error);
+            }
         }
         let checkpointer = Arc::clone(&shared.checkpointer);
         let settled = shared

@@ -103,6 +103,22 @@ impl Checkpointer {
         })
     }
 
+    /// A checkpoint that nobody waits for. Most of the bytes are made durable before it takes its
+    /// turn, so that write intents need not wait for them.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn checkpoint_in_background(&self) -> io::Result<()> {
+        if self.inner.durable.is_some()
+            && let Err(error) = self.inner.data.sync_data()
+        {
+            return self
+                .inner
+                .with_durable(|_, _| Err(CommitError::Sync(error)));
+        }
+        self.checkpoint()
+    }
+
     /// Withdraws the write intents of regions in which everything reached the origin, so that a
     /// power cut does not make them dirty again. Writes there have to make them ready once more.
     ///
@@ -140,14 +156,6 @@ impl Checkpointer {
             durable.file.sync_seal().map_err(CommitError::Sync)
         })?;
         self.inner.live.remove()
-    }
-
-    /// A sync of `data` failed elsewhere, on the ring of a queue: from now on every call here
-    /// fails, and a successor does not go on with the live map.
-    pub fn note_failed_sync(&self) {
-        if let Some(durable) = &self.inner.durable {
-            self.inner.fail(&mut lock(durable));
-        }
     }
 
     /// Makes the intents durable that the live map of a dead process relies on and the checkpoint
@@ -253,6 +261,10 @@ impl Inner {
             return Ok(());
         };
         let mut durable = lock(durable);
+        if !durable.failed && self.data.has_sync_failed() {
+            // On the ring of a queue.
+            self.fail(&mut durable);
+        }
         if durable.failed {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }

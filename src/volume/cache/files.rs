@@ -32,6 +32,11 @@ pub(super) trait StoreFile: fmt::Debug + Send + Sync {
     /// Makes everything that was written before durable, the length of the file included.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Whether a sync has failed, here or elsewhere: then no later one succeeds.
+    fn has_sync_failed(&self) -> bool {
+        false
+    }
+
     /// Gives the space of the range back; it reads as zeros.
     fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()>;
 
@@ -129,6 +134,10 @@ impl StoreFile for DataFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.flush()
+    }
+
+    fn has_sync_failed(&self) -> bool {
+        self.0.flush_failed()
     }
 
     fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()> {

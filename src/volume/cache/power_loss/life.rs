@@ -1,104 +1,26 @@
 //! The lives of one cache: opened, used, cut off, opened again.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::cuts::Shared;
 use super::disk::{Cut, Disk, Fault, SimFile, Trouble};
-use super::model::{Model, Stamp, sectors_of, stamp_of, watched};
+use super::model::{Model, watched};
+use super::opened::{Seen, compare_with_files, home, open};
+use super::outcome::{Event, Outcome};
 use super::rng::Rng;
 use super::workload::Workload;
-use super::{SIZE_BYTES, SLOTS};
 use crate::volume::StateMap;
 use crate::volume::cache::files::StoreFile;
-use crate::volume::cache::open::{Place, Started};
-use crate::volume::cache::{CacheOptions, Checkpointer, FoundState};
-use crate::volume::geometry::BlockIndex;
-use crate::volume::state_map::RegionSnapshot;
+use crate::volume::cache::open::Started;
+use crate::volume::cache::{Checkpointer, FoundState};
+use crate::volume::geometry::{BlockIndex, RegionIndex};
 
 /// How often a cache is opened in one life after another.
 const LIVES: u32 = 5;
 
 /// What a mount does between two of them.
 const ACTIONS_MAX: u64 = 90;
-
-/// What happened.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Outcome {
-    /// How many times the power was cut and what was found was looked at.
-    pub(super) states: u64,
-    /// How often what came up in a life did.
-    pub(super) events: BTreeMap<Event, u64>,
-}
-
-/// Something that a life has to have had in it to mean anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Event {
-    PowerCut,
-    Kill,
-    Close,
-    Checkpoint,
-    FlushOfDataAlone,
-    Intents,
-    Settled,
-    Epoch,
-    /// A commit that was under way did not count.
-    OlderCommit,
-    NoSpace,
-    FailedSync,
-    RolledBack,
-    KilledInside,
-    KilledOpening,
-}
-
-impl Event {
-    pub(super) const ALL: [Self; 14] = [
-        Self::PowerCut,
-        Self::Kill,
-        Self::Close,
-        Self::Checkpoint,
-        Self::FlushOfDataAlone,
-        Self::Intents,
-        Self::Settled,
-        Self::Epoch,
-        Self::OlderCommit,
-        Self::NoSpace,
-        Self::FailedSync,
-        Self::RolledBack,
-        Self::KilledInside,
-        Self::KilledOpening,
-    ];
-}
-
-impl Outcome {
-    fn count(&mut self, event: Event) {
-        *self.events.entry(event).or_default() += 1;
-    }
-
-    pub(super) fn add(&mut self, other: &Self) {
-        self.states += other.states;
-        for (event, count) in &other.events {
-            *self.events.entry(*event).or_default() += count;
-        }
-    }
-}
-
-/// What the steps between those of a checkpoint need as well.
-#[derive(Debug)]
-struct Shared {
-    disk: Disk,
-    model: Model,
-    rng: Rng,
-    workload: Option<Workload>,
-    /// The epochs that `meta` may have.
-    epochs: Vec<u64>,
-    /// Where what is only looked at has its live map, in a boot of its own each time.
-    check_directory: PathBuf,
-    /// The newest commit that was found.
-    newest: u64,
-    outcome: Outcome,
-    failure: Option<String>,
-}
 
 /// One cache, from its making on.
 pub(super) struct Life {
@@ -130,12 +52,7 @@ struct Mount {
 impl Life {
     /// Lives it all; the error says which law was broken.
     pub(super) fn run(seed: u64, fault: Option<Fault>) -> Result<Outcome, String> {
-        let in_memory = Some("/dev/shm").filter(|path| Path::new(path).is_dir());
-        let home = match in_memory {
-            Some(path) => tempfile::tempdir_in(path),
-            None => tempfile::tempdir(),
-        };
-        let home = home.expect("a directory");
+        let home = home();
         let life = Self {
             shared: Arc::new(Mutex::new(Shared {
                 disk: Disk::new(),
@@ -287,7 +204,7 @@ impl Life {
         match dice {
             0..=7 => self.flush(mount),
             8..=11 => self
-                .watched(|| checkpointer.checkpoint())
+                .watched(|| checkpointer.checkpoint_in_background())
                 .map(|done| done.expect("durable")),
             12..=19 => self.settle(mount),
             20 | 21 => self.set_epoch(mount),
@@ -299,11 +216,7 @@ impl Life {
         }
     }
 
-    fn make_ready(
-        &self,
-        mount: &Mount,
-        regions: &[crate::volume::geometry::RegionIndex],
-    ) -> Result<(), String> {
+    fn make_ready(&self, mount: &Mount, regions: &[RegionIndex]) -> Result<(), String> {
         if self.fault == Some(Fault::NoIntents) {
             for region in regions {
                 mount.started.map.prepare_write(*region).expect("memory");
@@ -473,211 +386,14 @@ impl Life {
         let (started, data) = shared
             .reopen(&copy)
             .map_err(|what| format!("{cut:?}: {what}"))?;
-        for (sector, stamp) in Seen::of(&started.map).stamps(&data, &shared.model)? {
+        let seen = Seen::of(&started.map);
+        for (sector, stamp) in seen.stamps(&data, &shared.model)? {
             shared.model.settle(sector, stamp);
         }
+        compare_with_files(&disk, &seen, &data)?;
         shared.outcome.count(Event::PowerCut);
         shared.epochs = vec![started.meta.get().epoch];
         shared.disk = disk;
         Ok(())
-    }
-}
-
-impl Shared {
-    /// Between two changes of something else.
-    fn between(&mut self) {
-        if self.disk.is_dead() {
-            return;
-        }
-        self.explore();
-        let steps = self.rng.below(3);
-        for _ in 0..steps {
-            self.step();
-        }
-    }
-
-    /// One step of the workload.
-    fn step(&mut self) {
-        let Self {
-            workload: Some(workload),
-            model,
-            rng,
-            ..
-        } = self
-        else {
-            return;
-        };
-        workload.step(model, rng);
-        self.explore();
-    }
-
-    /// With this probability in percent, death before one of the next so many changes.
-    fn death(&mut self, percent: u64, changes: u64) -> Option<(Trouble, u64)> {
-        let when = self.rng.below(changes);
-        self.rng.percent(percent).then_some((Trouble::Death, when))
-    }
-
-    fn drain(&mut self) {
-        let Self {
-            workload: Some(workload),
-            model,
-            rng,
-            ..
-        } = self
-        else {
-            return;
-        };
-        while !workload.is_idle() {
-            workload.advance(model, rng);
-        }
-    }
-
-    /// Cuts the power in some ways and looks at what is found.
-    fn explore(&mut self) {
-        if self.failure.is_some() {
-            return;
-        }
-        let mut cuts = vec![Cut::All];
-        if !self.disk.is_durable() {
-            cuts.push(Cut::Nothing);
-            cuts.extend((0..2).map(|_| Cut::random(&mut self.rng)));
-        }
-        for cut in cuts {
-            let disk = self.disk.cut(cut, &mut self.rng);
-            self.outcome.states += 1;
-            if let Err(what) = self.check(&disk) {
-                self.failure = Some(format!("{cut:?}: {what}"));
-                return;
-            }
-        }
-    }
-
-    /// Opens a disk as after a reboot.
-    fn reopen(&mut self, disk: &Disk) -> Result<(Started, SimFile), String> {
-        let mut boot_id = [0xff; 16];
-        boot_id[..8].copy_from_slice(&self.rng.next().to_le_bytes());
-        open(disk, &self.check_directory, boot_id)
-            .map_err(|error| format!("cannot open: {}", error.chain()))
-    }
-
-    fn check(&mut self, disk: &Disk) -> Result<(), String> {
-        let (started, data) = self.reopen(disk)?;
-        let epoch = started.meta.get().epoch;
-        if !self.epochs.contains(&epoch) {
-            return Err(format!("epoch {epoch}, not one of {:?}", self.epochs));
-        }
-        if let FoundState::FromCheckpoint { sequence, .. } = started.found.state {
-            if sequence < self.newest {
-                self.outcome.count(Event::OlderCommit);
-            }
-            self.newest = self.newest.max(sequence);
-        }
-        for (sector, stamp) in Seen::of(&started.map).stamps(&data, &self.model)? {
-            if !self.model.allows(sector, stamp) {
-                let allowed = self.model.allowed(sector);
-                return Err(format!(
-                    "L10: sector {sector} has {stamp:#x}, not one of {allowed:x?}"
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Opens the cache of a disk.
-fn open(
-    disk: &Disk,
-    run_directory: &Path,
-    boot_id: [u8; 16],
-) -> Result<(Started, SimFile), crate::Error> {
-    let options = CacheOptions {
-        size_bytes: SIZE_BYTES,
-        chunk_bytes: 64 << 10,
-        identity: [3; 16],
-        origin_name: "origin".to_owned(),
-        persistent: true,
-        run_directory: run_directory.to_owned(),
-        in_flight_slots: SLOTS,
-        direct_alignment_bytes: None,
-    };
-    let place = Place {
-        directory: Arc::new(disk.clone()),
-        run_directory: run_directory.to_owned(),
-        boot_id,
-        name: "disk".to_owned(),
-    };
-    let meta = place.prepare(&disk.file("data"), &options)?;
-    let started = place.start(Arc::new(disk.file("data")), meta, &options)?;
-    Ok((started, disk.file("data")))
-}
-
-/// What an opened map says.
-struct Seen {
-    regions: Vec<RegionSnapshot>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Block {
-    Absent,
-    Clean,
-    Dirty,
-}
-
-impl Seen {
-    fn of(map: &StateMap) -> Self {
-        // It never becomes durable, so it is void.
-        map.begin_snapshot();
-        Self {
-            regions: map.regions().map(|region| map.snapshot(region)).collect(),
-        }
-    }
-
-    fn block(&self, block: BlockIndex) -> Block {
-        let region = block.region();
-        match &self.regions[region.0 as usize] {
-            RegionSnapshot::Absent => Block::Absent,
-            RegionSnapshot::PresentClean => Block::Clean,
-            RegionSnapshot::PresentDirty => Block::Dirty,
-            RegionSnapshot::Mixed(bits) => {
-                let at = block.0 - region.first_block().0;
-                let is_set = |words: &[u64]| words[at as usize / 64] >> (at % 64) & 1 == 1;
-                match (is_set(&bits.present), is_set(&bits.dirty)) {
-                    (false, _) => Block::Absent,
-                    (true, false) => Block::Clean,
-                    (true, true) => Block::Dirty,
-                }
-            }
-        }
-    }
-
-    /// What each sector is read as. An error if one is clean and not what the origin has.
-    fn stamps(&self, data: &SimFile, model: &Model) -> Result<Vec<(u64, Stamp)>, String> {
-        watched()
-            .flat_map(|block| sectors_of(block).map(move |sector| (block, sector)))
-            .map(|(block, sector)| Ok((sector, self.stamp(block, sector, data, model)?)))
-            .collect()
-    }
-
-    /// What a sector is read as. An error if it is clean and not what the origin has.
-    fn stamp(
-        &self,
-        block: BlockIndex,
-        sector: u64,
-        data: &SimFile,
-        model: &Model,
-    ) -> Result<Stamp, String> {
-        let origin = model.origin(sector);
-        let state = self.block(block);
-        if state == Block::Absent {
-            return Ok(origin);
-        }
-        let stamp = stamp_of(&data.sector(sector)).ok_or("a sector is not one thing")?;
-        if state == Block::Clean && stamp != origin {
-            return Err(format!(
-                "L12: block {} is clean, and sector {sector} has {stamp:#x}, but the origin {origin:#x}",
-                block.0
-            ));
-        }
-        Ok(stamp)
     }
 }

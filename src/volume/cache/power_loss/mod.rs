@@ -9,14 +9,19 @@
 //! `BLOCKFERRY_POWERLOSS_STATES` says how many states to look at, `BLOCKFERRY_POWERLOSS_SEED` from
 //! which seed on; see `scripts/powerloss`.
 
+mod cuts;
 mod disk;
+mod image;
 mod life;
 mod model;
+mod opened;
+mod outcome;
 mod rng;
 mod workload;
 
 use disk::Fault;
-use life::{Event, Life, Outcome};
+use life::Life;
+use outcome::{Event, Outcome};
 
 /// Two regions, and a short third one with a short last block.
 const SIZE_BYTES: u64 = 65_576 * 4096 - 1000;
