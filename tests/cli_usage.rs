@@ -124,7 +124,12 @@ fn a_resource_that_cannot_be_understood_is_wrong_usage() {
 fn options_that_do_not_fit_are_wrong_usage() {
     for args in [
         &["mount", "--direct"][..],
-        &["mount", "mem:1MiB"],
+        &["mount", "mem:1MiB", "--cache", "/nonexistent/cache"],
+        &["mount", "mem:1MiB", "--direct", "--cache", "/nonexistent/cache"],
+        &["mount", "mem:1MiB", "--chunk-size", "5000"],
+        &["mount", "mem:1MiB", "--pull-workers", "0"],
+        &["mount", "mem:1MiB", "--pull-order", "/nonexistent/order"],
+        &["mount", "mem:1MiB", "--push", "off", "--durability", "remote"],
         &["mount", "mem:1MiB", "--direct", "--name", "a name"],
         &["mount", "mem:1MiB", "--direct", "--name", ""],
         &["mount", "mem:1MiB", "--direct", "--device", "floppy"],
