@@ -30,8 +30,9 @@ const MAGIC: [u8; 8] = *b"BfLiveMp";
 /// The version of the layout.
 pub const LIVE_MAP_VERSION: u32 = 1;
 
-/// The most slots that a map can have.
-pub const SLOTS_MAX: u32 = 64 * 4096 + super::ZERO_SLOTS;
+/// The most slots that a map can have: one for each request of the most and deepest queues, and some
+/// for changes of the asynchronous side.
+pub const SLOTS_MAX: u32 = 64 * 4096 + 256;
 
 /// The largest volume that can have a live map, in bytes (4 PiB): each region takes a word at once.
 pub const LIVE_MAP_VOLUME_BYTES_MAX: u64 = 1 << 52;
