@@ -2,6 +2,7 @@
 
 mod block_size;
 mod bounded_log;
+mod cache;
 mod completions;
 mod detach;
 mod doctor;
@@ -59,6 +60,7 @@ enum Verb {
     Status(status::Args),
     Stop(stop::Args),
     Sync(sync::Args),
+    Cache(cache::Args),
     Doctor(doctor::Args),
     Udev(udev::Args),
     Completions(completions::Args),
@@ -92,6 +94,7 @@ impl Verb {
             Self::Status(args) => status::run(args),
             Self::Stop(args) => stop::run(args),
             Self::Sync(args) => sync::run(args),
+            Self::Cache(args) => cache::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Udev(args) => udev::run(args),
             Self::Completions(args) => completions::run(args),

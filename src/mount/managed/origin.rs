@@ -196,8 +196,8 @@ fn unsent(store: &StoreOptions, dirty_bytes: u64, why: &str) -> Error {
     Error::new(
         ErrorKind::Dirty,
         format!(
-            "the local store in {path} has {} that were not sent and cannot be: {why}. The same mount with \
-             --discard-dirty gives them up",
+            "the local store in {path} has {} that were not sent and cannot be: {why}. Look at it with \
+             `blockferry cache show {path}`; the same mount with --discard-dirty gives them up",
             format_size(dirty_bytes)
         ),
     )
