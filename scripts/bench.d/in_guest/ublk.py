@@ -11,7 +11,6 @@ from kit.marks import MEMORY_BY_VECTORS
 from kit.servers import Blockferry, KernelLoop, KernelNbd, NullBlk, Rublk
 
 MEMORY = "/dev/shm"
-FILE_SYSTEMS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 FILE_SYSTEM_MIB = 900
 
 
@@ -70,16 +69,8 @@ def ours(*devices, environment=None):
 
 def measure_on(kind, plan):
     """A file system of its own, on a disk in memory."""
-    disk = NullBlk(f"disk-{kind}", backed_mib=FILE_SYSTEM_MIB)
-    path = disk.start()
-    folder = Path("/tmp") / f"bench-{kind}"
-    folder.mkdir()
-    servers.output([*FILE_SYSTEMS[kind], path])
-    servers.output(["mount", path, str(folder)])
-    result = measure_group(on_files(str(folder), kind), plan["file_system_points"], plan["file_system_rounds"], plan)
-    servers.output(["umount", str(folder)])
-    disk.stop()
-    return result
+    with servers.memory_disk(kind, FILE_SYSTEM_MIB) as folder:
+        return measure_group(on_files(folder, kind), plan["file_system_points"], plan["file_system_rounds"], plan)
 
 
 def measure_group(group, points, round_count, plan):

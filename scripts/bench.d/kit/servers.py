@@ -2,6 +2,7 @@
 
 All that have queues get one of them with 128 tags, and no I/O scheduler."""
 
+import contextlib
 import os
 import re
 import select
@@ -15,6 +16,7 @@ QUEUES = 1
 DEPTH = 128
 START_S = 30
 FILL_BLOCK = os.urandom(1 << 20)
+MAKE_FILE_SYSTEM = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 
 
 class Server:
@@ -145,6 +147,39 @@ class Blockferry(Server):
         return [self.process.pid]
 
 
+class Managed(Blockferry):
+    """Ours: a managed mount of a file that another process of this machine serves, all of it local before the device is there."""
+
+    holds_data = False  # it has the origin's
+    port = 4480
+
+    def __init__(self, label, origin, cache, *options):
+        super().__init__(label, "", *options)
+        self.origin, self.cache = origin, cache
+
+    def start(self):
+        self.server = subprocess.Popen(
+            [blockferry(), "serve", f"file:{self.origin}", "--listen", f"127.0.0.1:{self.port}", "--state-dir", f"{self.cache}.server"],
+            stdout=subprocess.PIPE, text=True,
+        )
+        try:
+            self.url = first_line(self.server)
+            return super().start()
+        except RuntimeError:
+            end(self.server)
+            raise
+
+    def command(self):
+        return [
+            blockferry(), "mount", self.url, "--cache", self.cache, "--pull-first",
+            "--queues", str(QUEUES), "--depth", str(DEPTH), *self.options,
+        ]
+
+    def stop(self):
+        super().stop()
+        end(self.server)
+
+
 def blockferry():
     """Our program, as the environment names it."""
     return os.environ["BLOCKFERRY"]
@@ -186,6 +221,20 @@ def fill(path):
         for _ in range(WORKING_SET_MIB):
             target.write(FILL_BLOCK)
         os.fsync(target.fileno())
+
+
+@contextlib.contextmanager
+def memory_disk(kind, size_mib):
+    """A file system of its own, on a disk in memory."""
+    disk = NullBlk(f"disk-{kind}", backed_mib=size_mib)
+    path = disk.start()
+    folder = Path("/tmp") / f"bench-{kind}"
+    folder.mkdir()
+    output([*MAKE_FILE_SYSTEM[kind], path])
+    output(["mount", path, str(folder)])
+    yield str(folder)
+    output(["umount", str(folder)])
+    disk.stop()
 
 
 def without_scheduler(path):
