@@ -7,7 +7,7 @@ fn blockferry(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blockferry"));
     command
         .args(args)
-        .env("BLOCKFERRY_RUN_DIR", "/nonexistent/blockferry")
+        .env("BLOCKFERRY_RUN_DIR", "/nonexistent-run/blockferry")
         .env_remove("RUST_LOG")
         .stdin(Stdio::null());
     command
@@ -234,7 +234,7 @@ fn without_a_run_directory_nothing_runs_and_none_is_made() {
     let output = run(&["list", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(json, serde_json::json!([]));
-    assert!(!fs::exists("/nonexistent").expect("looked"));
+    assert!(!fs::exists("/nonexistent-run").expect("looked"));
 }
 
 #[test]
