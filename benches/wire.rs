@@ -1,8 +1,10 @@
-//! What the codec costs: the headers of a data request, the search for zeros in a body, the hello.
+//! What the codec costs: the headers of a data request, the search for zeros in a body, compression,
+//! the hello.
 
 use std::hint::black_box;
 
 use blockferry::volume::Priority;
+use blockferry::wire::codec::{self, Codec, Compression};
 use blockferry::wire::control::{self, ClientMessage, FRAME_PREFIX_BYTES, Hello};
 use blockferry::wire::data::{Operation, ReplyHeader, RequestHeader};
 use blockferry::wire::segment;
@@ -16,6 +18,7 @@ fn headers(criterion: &mut Criterion) {
         priority: Priority::Demand,
         offset: 1 << 30,
         len: 4096,
+        reply: Compression::Off,
     };
     let reply = ReplyHeader::Done { count: 4096 };
     let (request_bytes, reply_bytes) = (request.encode(), reply.encode());
@@ -59,6 +62,25 @@ fn every_other_block_zero() -> Vec<u8> {
     body
 }
 
+fn units(criterion: &mut Criterion) {
+    let text: Vec<u8> = (0..codec::UNIT_BYTES_MAX / 16)
+        .flat_map(|line| format!("line {line:>10}\n").into_bytes())
+        .collect();
+    let mut group = criterion.benchmark_group("a unit of 128 KiB of text");
+    group.throughput(Throughput::Bytes(text.len() as u64));
+    for codec in [Codec::Lz4, Codec::Zstd] {
+        let stored = codec::compress(codec, &text).expect("text gets shorter");
+        let mut place = vec![0; text.len()];
+        group.bench_function(format!("compress {codec:?}"), |bencher| {
+            bencher.iter(|| codec::compress(codec, black_box(&text)));
+        });
+        group.bench_function(format!("decompress {codec:?}"), |bencher| {
+            bencher.iter(|| codec::decompress(codec, black_box(&stored), &mut place));
+        });
+    }
+    group.finish();
+}
+
 fn hello(criterion: &mut Criterion) {
     let hello = ClientMessage::Hello(Hello {
         features: control::FEATURES,
@@ -84,5 +106,5 @@ fn hello(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, headers, segments, hello);
+criterion_group!(benches, headers, segments, units, hello);
 criterion_main!(benches);

@@ -4,12 +4,16 @@
 
 mod net_support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blockferry::net::{Remote, RemoteOptions};
-use blockferry::wire::control::{self, Offers, PREAMBLE_BYTES, Preamble, ServerMessage, Welcome};
+use blockferry::net::{Compression, Remote, RemoteOptions};
+use blockferry::wire::codec::{self, Codec};
+use blockferry::wire::control::{
+    self, FEATURE_LZ4, FEATURES, Offers, PREAMBLE_BYTES, Preamble, ServerMessage, Welcome,
+};
 use blockferry::wire::data::{REPLY_BYTES, REQUEST_BYTES, ReplyHeader};
+use blockferry::wire::segment::Segment;
 use blockferry::wire::ticket::Credentials;
 use blockferry::wire::{Fingerprint, HostPort, Secret, Ticket};
 use blockferry::{AsyncBackend, ErrorKind};
@@ -21,6 +25,8 @@ use rustls::pki_types::PrivateKeyDer;
 /// A QUIC server that says to every client what it is told to.
 struct Liar {
     ticket: Ticket,
+    /// The first bytes of each stream.
+    heard: Heard,
     _endpoint: Endpoint,
 }
 
@@ -44,8 +50,10 @@ impl Liar {
         let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
         let endpoint = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
         let port = endpoint.local_addr().unwrap().port();
-        tokio::spawn(lie(endpoint.clone(), control, data));
+        let heard = Arc::default();
+        tokio::spawn(lie(endpoint.clone(), control, data, Arc::clone(&heard)));
         Self {
+            heard,
             ticket: Ticket {
                 address: HostPort {
                     host: "127.0.0.1".to_owned(),
@@ -62,20 +70,24 @@ impl Liar {
     }
 }
 
-async fn lie(endpoint: Endpoint, control: Vec<u8>, data: Vec<u8>) {
+type Heard = Arc<Mutex<Vec<[u8; PREAMBLE_BYTES]>>>;
+
+async fn lie(endpoint: Endpoint, control: Vec<u8>, data: Vec<u8>, heard: Heard) {
     while let Some(incoming) = endpoint.accept().await {
         if let Ok(connection) = incoming.await {
-            tokio::spawn(lie_to(connection, control.clone(), data.clone()));
+            let heard = Arc::clone(&heard);
+            tokio::spawn(lie_to(connection, control.clone(), data.clone(), heard));
         }
     }
 }
 
-async fn lie_to(connection: Connection, control: Vec<u8>, data: Vec<u8>) {
+async fn lie_to(connection: Connection, control: Vec<u8>, data: Vec<u8>, all_heard: Heard) {
     let mut kept = Vec::new();
     let mut words = control;
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         let mut heard = [0; PREAMBLE_BYTES];
-        let _ = recv.read(&mut heard).await;
+        let _ = recv.read_exact(&mut heard).await;
+        all_heard.lock().unwrap().push(heard);
         let _ = send.write_all(&words).await;
         if !kept.is_empty() {
             let _ = send.finish();
@@ -86,9 +98,13 @@ async fn lie_to(connection: Connection, control: Vec<u8>, data: Vec<u8>) {
 }
 
 fn welcome() -> Vec<u8> {
+    welcome_with(0)
+}
+
+fn welcome_with(features: u64) -> Vec<u8> {
     let welcome = Welcome {
         version: 2,
-        features: 0,
+        features,
         resource_bytes: 1 << 20,
         logical_block_bytes: 512,
         physical_block_bytes: 4096,
@@ -187,5 +203,91 @@ async fn nonsense_instead_of_a_reply_is_eio() {
             }
         };
         tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    }
+}
+
+/// A volume of this server, by a client that would like to compress.
+async fn packer(liar: &Liar, compression: Compression) -> Arc<Remote> {
+    let options = RemoteOptions {
+        compression,
+        ..options("a")
+    };
+    Remote::connect(liar.ticket.clone(), options).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_decompress_is_not_asked_to() {
+    let plain = [
+        ReplyHeader::Done { count: 512 }.encode().to_vec(),
+        Segment::data(512).encode().to_vec(),
+        vec![5; 512],
+    ]
+    .concat();
+    for (features, wish, asked) in [
+        (0, Compression::Lz4, 0),
+        (0, Compression::Auto, 0),
+        (FEATURE_LZ4, Compression::Zstd, 0),
+        (FEATURE_LZ4 | 1 << 40, Compression::Lz4, 1),
+        (FEATURES, Compression::Zstd, 2),
+        (FEATURES, Compression::Auto, 3),
+    ] {
+        let liar = Liar::new(welcome_with(features), plain.clone());
+        let remote = packer(&liar, wish).await;
+        // It may still answer as it likes.
+        assert_eq!(read(&remote, 0, 512).await.unwrap(), [5; 512]);
+        let heard = liar.heard.lock().unwrap().clone();
+        assert_eq!(heard.last().unwrap()[4], asked, "{features} {wish:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_compressed_reply_is_eio() {
+    let stored = codec::compress(Codec::Lz4, &[7; 4096]).unwrap();
+    let reply = |segment: Segment, stored: &[u8]| {
+        let head = ReplyHeader::Done { count: 4096 }.encode();
+        [&head[..], &segment.encode(), stored].concat()
+    };
+    let len = stored.len() as u32;
+    let good = reply(Segment::packed(Codec::Lz4, 4096, len), &stored);
+    let liar = Liar::new(welcome_with(FEATURES), good.clone());
+    let remote = packer(&liar, Compression::Lz4).await;
+    assert_eq!(read(&remote, 0, 4096).await.unwrap(), [7; 4096]);
+    let mut damaged = stored.clone();
+    damaged[0] ^= 0xFF;
+    let lies = [
+        (
+            Compression::Lz4,
+            reply(Segment::packed(Codec::Lz4, 4096, len), &damaged),
+        ),
+        (
+            Compression::Lz4,
+            reply(Segment::packed(Codec::Lz4, 4095, len), &stored),
+        ),
+        (
+            Compression::Lz4,
+            reply(Segment::packed(Codec::Lz4, 4097, len), &stored),
+        ),
+        (
+            Compression::Lz4,
+            reply(Segment::packed(Codec::Lz4, 4096, u32::MAX), &stored),
+        ),
+        (
+            Compression::Lz4,
+            reply(Segment::packed(Codec::Lz4, 4096, len), &[]),
+        ),
+        // Not what was asked for.
+        (
+            Compression::Lz4,
+            reply(Segment::packed(Codec::Zstd, 4096, len), &stored),
+        ),
+        (Compression::Zstd, good.clone()),
+        (Compression::Off, good),
+    ];
+    for (wish, lie) in lies {
+        let liar = Liar::new(welcome_with(FEATURES), lie);
+        let remote = packer(&liar, wish).await;
+        let asked = tokio::time::timeout(PATIENCE, read(&remote, 0, 4096));
+        let error = asked.await.unwrap().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{wish:?}");
     }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockferry::volume::Priority;
+use blockferry::wire::codec::{self, Codec, Compression};
 use blockferry::wire::control::{
-    self, ClientMessage, FRAME_PREFIX_BYTES, Hello, PREAMBLE_BYTES, Preamble, Refusal,
+    self, ClientMessage, FEATURE_LZ4, FRAME_PREFIX_BYTES, Hello, PREAMBLE_BYTES, Preamble, Refusal,
     ServerMessage,
 };
 use blockferry::wire::data::{Operation, REPLY_BYTES, ReplyHeader, RequestHeader};
@@ -128,10 +129,18 @@ async fn preamble(recv: &mut RecvStream) -> Preamble {
     Preamble::decode(&bytes).unwrap()
 }
 
-/// A peer that is in, for writing.
+/// A peer that is in, for writing, without any feature.
 async fn insider(server: &Running) -> Connection {
+    insider_with(server, 0).await
+}
+
+async fn insider_with(server: &Running, features: u64) -> Connection {
     let (connection, mut send, mut recv) = peer(server.address).await;
-    say_hello(&mut send, hello(&server.ticket, true)).await;
+    let hello = Hello {
+        features,
+        ..hello(&server.ticket, true)
+    };
+    say_hello(&mut send, hello).await;
     preamble(&mut recv).await;
     assert!(matches!(answer(&mut recv).await, ServerMessage::Welcome(_)));
     // The control stream stays open.
@@ -163,6 +172,7 @@ fn header(operation: Operation, offset: u64, len: u64) -> RequestHeader {
         priority: Priority::Demand,
         offset,
         len,
+        reply: Compression::Off,
     }
 }
 
@@ -322,11 +332,7 @@ async fn nonsense_on_a_data_stream_is_answered_by_name() {
         [&head[..], &segment[..]].concat()
     };
     let segment = |at: usize, byte: u8| {
-        let mut bytes = Segment {
-            zeros: false,
-            len: 4096,
-        }
-        .encode();
+        let mut bytes = Segment::data(4096).encode();
         bytes[at] = byte;
         bytes
     };
@@ -336,7 +342,9 @@ async fn nonsense_on_a_data_stream_is_answered_by_name() {
         (with(1, 77), WireError::Operation),
         (with(2, 8), WireError::Flag),
         (with(3, 8), WireError::Priority),
-        (with(4, 1), WireError::Reserved),
+        (with(4, 1), WireError::SegmentCompression),
+        (with(4, 4), WireError::Compression),
+        (with(5, 1), WireError::Reserved),
         (with(23, 0xFF), WireError::Length),
         (good[..11].to_vec(), WireError::Truncated),
         (vec![], WireError::Truncated),
@@ -368,6 +376,83 @@ async fn nonsense_on_a_data_stream_is_answered_by_name() {
     let reply = ask(&connection, &good).await;
     assert_eq!(reply, Some(ReplyHeader::Done { count: 4096 }));
     serves_others(&server).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn damaged_compressed_bodies_are_answered_by_name_and_change_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let memory = Memory::new(SIZE);
+    let server = Setup::new(state.path(), memory.clone()).start().await;
+    // What is above LZ4 nobody has a name for: it is as if it were not there.
+    let connection = insider_with(&server, FEATURE_LZ4 | 1 << 63).await;
+    let stored = codec::compress(Codec::Lz4, &[7; 4096]).unwrap();
+    let write = |segment: Segment, stored: &[u8]| {
+        let head = header(Operation::Write { fua: false }, 0, 4096).encode();
+        [&head[..], &segment.encode(), stored].concat()
+    };
+    let packed = |codec, len, stored_len| Segment::packed(codec, len, stored_len);
+    let len = stored.len() as u32;
+    let mut damaged = stored.clone();
+    damaged[0] ^= 0xFF;
+    let cases = [
+        (
+            packed(Codec::Zstd, 4096, len),
+            &stored,
+            WireError::SegmentCompression,
+        ),
+        (
+            packed(Codec::Lz4, 4096, len),
+            &damaged,
+            WireError::SegmentData,
+        ),
+        (
+            packed(Codec::Lz4, 2048, len),
+            &stored,
+            WireError::SegmentData,
+        ),
+        (
+            packed(Codec::Lz4, 4096, len + 1),
+            &stored,
+            WireError::Truncated,
+        ),
+        (
+            packed(Codec::Lz4, 4096, len - 1),
+            &stored,
+            WireError::SegmentData,
+        ),
+        (
+            packed(Codec::Lz4, 4097, len),
+            &stored,
+            WireError::SegmentLength,
+        ),
+        (
+            packed(Codec::Lz4, u32::MAX, len),
+            &stored,
+            WireError::SegmentLength,
+        ),
+        (
+            packed(Codec::Lz4, 4096, u32::MAX),
+            &stored,
+            WireError::SegmentLength,
+        ),
+    ];
+    for (segment, stored, fault) in cases {
+        let reply = ask(&connection, &write(segment, stored)).await;
+        assert_eq!(reply, Some(ReplyHeader::Malformed(fault)), "{segment:?}");
+    }
+    let zstd = RequestHeader {
+        reply: Compression::Zstd,
+        ..header(Operation::Read, 0, 4096)
+    };
+    let reply = ask(&connection, &zstd.encode()).await;
+    let fault = WireError::SegmentCompression;
+    assert_eq!(reply, Some(ReplyHeader::Malformed(fault)));
+    assert!(memory.bytes.lock().unwrap().iter().all(|byte| *byte == 0));
+    let good = write(packed(Codec::Lz4, 4096, len), &stored);
+    let reply = ask(&connection, &good).await;
+    assert_eq!(reply, Some(ReplyHeader::Done { count: 0 }));
+    assert_eq!(memory.bytes.lock().unwrap()[..4096], [7; 4096]);
     server.stop().await;
 }
 

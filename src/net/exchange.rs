@@ -4,18 +4,22 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream, WriteError};
 
+use super::body::{BodyFault, read_body};
+use super::compression::{Part, Plan, parts};
 use super::remote::Session;
 use super::serve::stream_priority;
 use crate::volume::{Errno, Extent, PriorityPermit, PrioritySemaphore};
 use crate::wire::WireError;
+use crate::wire::codec::{Codecs, Compression};
 use crate::wire::data::{Operation, REPLY_BYTES, ReplyHeader, RequestHeader};
 use crate::wire::extent::{self, EXTENT_BYTES};
 use crate::wire::limits::{
     SESSION_BODY_BYTES_MAX, SESSION_DEMAND_BODY_BYTES, SESSION_DEMAND_STREAMS, SESSION_STREAMS_MAX,
 };
-use crate::wire::segment::{SEGMENT_HEADER_BYTES, Segment, runs};
+use crate::wire::segment::runs;
 
 /// Why a request has no answer.
 #[derive(Debug)]
@@ -26,6 +30,15 @@ pub(super) enum Fault {
     Failed(io::Error),
     /// The answer makes no sense.
     Nonsense(WireError),
+}
+
+impl From<BodyFault> for Fault {
+    fn from(fault: BodyFault) -> Self {
+        match fault {
+            BodyFault::Broken => Self::Broken,
+            BodyFault::Wire(fault) => Self::Nonsense(fault),
+        }
+    }
 }
 
 impl From<WireError> for Fault {
@@ -62,6 +75,10 @@ impl Exchange {
     /// Opens a stream, as soon as there is room for one more. Nothing is sent yet.
     pub(super) async fn open(session: &Session, request: RequestHeader) -> Result<Self, Fault> {
         let RequestHeader { priority, len, .. } = request;
+        let reply = match request.operation {
+            Operation::Read => session.compression,
+            _ => Compression::Off,
+        };
         let room = &session.room;
         let body = match request.operation {
             Operation::Write { .. } => Some(room.body_bytes.acquire(len as u32, priority).await),
@@ -72,7 +89,7 @@ impl Exchange {
         let (send, recv) = opened.map_err(|_| Fault::Broken)?;
         let _ = send.set_priority(stream_priority(priority));
         Ok(Self {
-            request,
+            request: RequestHeader { reply, ..request },
             send,
             recv,
             _body: body,
@@ -80,9 +97,18 @@ impl Exchange {
         })
     }
 
-    /// Sends the request; `body` is what a write brings.
-    pub(super) async fn ask(&mut self, body: &[u8]) -> Result<(), Fault> {
-        match self.send_all(body).await {
+    /// Sends the request, which has no body.
+    pub(super) async fn ask(&mut self) -> Result<(), Fault> {
+        self.ask_with(&[], None).await
+    }
+
+    /// Sends the request with what a write brings, compressed if there is a plan for that.
+    pub(super) async fn ask_with(&mut self, body: &[u8], plan: Option<Plan>) -> Result<(), Fault> {
+        let sent = match plan {
+            None => self.send_all(body).await,
+            Some(plan) => self.send_packed(body, plan).await,
+        };
+        match sent {
             Ok(()) => {
                 let _ = self.send.finish();
                 Ok(())
@@ -97,11 +123,33 @@ impl Exchange {
         let mut head = self.request.encode().to_vec();
         for (segment, range) in runs(body) {
             head.extend_from_slice(&segment.encode());
-            if !segment.zeros {
+            if !segment.is_zeros() {
                 self.send.write_all(&head).await?;
                 self.send.write_all(&body[range]).await?;
                 head.clear();
             }
+        }
+        self.send.write_all(&head).await
+    }
+
+    async fn send_packed(&mut self, body: &[u8], plan: Plan) -> Result<(), WriteError> {
+        let mut head = self.request.encode().to_vec();
+        for (segment, part) in parts(body, plan) {
+            head.extend_from_slice(&segment.encode());
+            match part {
+                Part::Zeros => continue,
+                Part::Plain(range) => {
+                    self.send.write_all(&head).await?;
+                    self.send.write_all(&body[range]).await?;
+                }
+                Part::Packed(stored) => {
+                    self.send.write_all(&head).await?;
+                    self.send.write_chunk(Bytes::from(stored)).await?;
+                }
+            }
+            head.clear();
+            // Others of this thread have waited for as long as compressing took.
+            tokio::task::yield_now().await;
         }
         self.send.write_all(&head).await
     }
@@ -129,19 +177,8 @@ impl Exchange {
     /// the returned length reads as zeros.
     pub(super) async fn read_into(mut self, buf: &mut [u8]) -> Result<usize, Fault> {
         let count = self.reply().await? as usize;
-        let mut rest = &mut buf[..count];
-        while !rest.is_empty() {
-            let mut header = [0; SEGMENT_HEADER_BYTES];
-            self.read_exact(&mut header).await?;
-            let segment = Segment::decode(&header, rest.len() as u64)?;
-            let (part, later) = rest.split_at_mut(segment.len as usize);
-            if segment.zeros {
-                part.fill(0);
-            } else {
-                self.read_exact(part).await?;
-            }
-            rest = later;
-        }
+        let codecs = Codecs::of_reply(self.request.reply);
+        read_body(&mut self.recv, &mut buf[..count], codecs).await?;
         Ok(count)
     }
 
@@ -154,12 +191,7 @@ impl Exchange {
     }
 
     async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Fault> {
-        self.recv
-            .read_exact(buf)
-            .await
-            .map_err(|error| match error {
-                ReadExactError::FinishedEarly(_) => Fault::Nonsense(WireError::Truncated),
-                ReadExactError::ReadError(_) => Fault::Broken,
-            })
+        let read = self.recv.read_exact(buf).await;
+        Ok(read.map_err(BodyFault::from)?)
     }
 }

@@ -6,9 +6,11 @@
 
 mod address;
 pub mod bare_stream;
+mod body;
 mod buffers;
 mod client_record;
 mod close;
+mod compression;
 mod content;
 mod control_stream;
 mod dial;
@@ -36,4 +38,5 @@ pub use server::{LEASE_DEFAULT, ServedVolume, Server, ServerConfig};
 pub use state_dir::StateDir;
 pub use tls::TlsFiles;
 
+pub use crate::wire::codec::Compression;
 pub use crate::wire::control::ManagedStore;

@@ -15,6 +15,7 @@ use super::ledger::Lost;
 use super::remote::{Link, RemoteOptions, Session, Shared};
 use super::state_dir::random;
 use crate::wire::Ticket;
+use crate::wire::codec::Codecs;
 use crate::wire::control::{FEATURES, Hello, Welcome};
 use crate::wire::limits::CLIENT_NAME_BYTES_MAX;
 use crate::{Error, ErrorKind, Geometry, Result};
@@ -73,7 +74,7 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
         warn!(volume = %dialer.target(),
               "another host is writing this volume: reads may see a mix of old and new");
     }
-    let session = Arc::new(session_of(greeted, number));
+    let session = Arc::new(session_of(greeted, number, &options));
     Ok(Shared {
         dialer,
         options,
@@ -164,7 +165,8 @@ async fn reconnect(shared: &Arc<Shared>, mut backoff: Duration) -> Result<(), St
         match shared.dialer.greet(hello).await {
             Ok(greeted) => {
                 check_same_volume(&shared.first, &greeted.welcome)?;
-                take_up(shared, session_of(greeted, number), since.elapsed()).await;
+                let session = session_of(greeted, number, &shared.options);
+                take_up(shared, session, since.elapsed()).await;
                 return Ok(());
             }
             Err(NoSession {
@@ -221,12 +223,14 @@ fn check_same_volume(first: &Welcome, now: &Welcome) -> Result<(), String> {
     Ok(())
 }
 
-fn session_of(greeted: Greeted, number: u64) -> Session {
+fn session_of(greeted: Greeted, number: u64, options: &RemoteOptions) -> Session {
+    let codecs = Codecs::from_features(greeted.welcome.features & FEATURES);
     Session {
         number,
         connection: greeted.connection,
         instance: greeted.welcome.instance,
         control: AsyncMutex::new((greeted.send, greeted.recv)),
+        compression: codecs.grant(options.compression),
         room: Room::new(),
     }
 }

@@ -13,6 +13,7 @@ use tracing::{error, warn};
 
 use super::client_record::ClientRecord;
 use super::close::Close;
+use super::compression::Plan;
 use super::control_stream::{read_message, write_message};
 use super::dial::Dialer;
 use super::exchange::{Exchange, Fault, Room};
@@ -21,6 +22,7 @@ use super::reconnect;
 use super::tls::TlsFiles;
 use crate::volume::{BackendFuture, Errno, Extent, Priority};
 use crate::wire::Ticket;
+use crate::wire::codec::Compression;
 use crate::wire::control::{ClientMessage, ManagedStore, ServerMessage, Welcome};
 use crate::wire::data::{Operation, RequestHeader};
 use crate::wire::limits::{DATA_BYTES_MAX, SESSION_STREAMS_MAX};
@@ -49,6 +51,8 @@ pub struct RemoteOptions {
     /// The identity of the content that the mount knows. If it is another one by now, connecting
     /// fails with [`ErrorKind::Replaced`](crate::ErrorKind::Replaced), and no lease is taken.
     pub known_identity: Option<[u8; 16]>,
+    /// How bytes are compressed on their way, both ways, if the server can do it.
+    pub compression: Compression,
     /// How long the first connection may take.
     pub connect_timeout: Duration,
     /// By what name to be known to others; this host's if `None`.
@@ -68,6 +72,7 @@ impl Default for RemoteOptions {
             managed: None,
             known_epoch: None,
             known_identity: None,
+            compression: Compression::Off,
             connect_timeout: Duration::from_secs(10),
             client_name: None,
             tls: None,
@@ -117,6 +122,8 @@ pub(super) struct Session {
     pub(super) connection: Connection,
     pub(super) instance: [u8; 16],
     pub(super) control: AsyncMutex<(SendStream, RecvStream)>,
+    /// How bodies are compressed.
+    pub(super) compression: Compression,
     pub(super) room: Room,
 }
 
@@ -208,7 +215,7 @@ impl Remote {
             let session = self.session().await?;
             let tried = async {
                 let mut exchange = Exchange::open(&session, request).await?;
-                exchange.ask(&[]).await?;
+                exchange.ask().await?;
                 exchange.read_into(buf).await
             };
             if let Some(answer) = self.settle(&session, tried.await) {
@@ -223,7 +230,8 @@ impl Remote {
             let tried = async {
                 let mut exchange = Exchange::open(&session, request).await?;
                 let unanswered = Unanswered::new(&self.shared, &session);
-                exchange.ask(body).await?;
+                let plan = Plan::of(session.compression, &session.connection);
+                exchange.ask_with(body, plan).await?;
                 let answer = exchange.finished().await;
                 unanswered.settle(&answer);
                 answer
@@ -251,7 +259,7 @@ impl Remote {
             };
             let tried = async {
                 let mut exchange = Exchange::open(&session, request).await?;
-                exchange.ask(&[]).await?;
+                exchange.ask().await?;
                 exchange.finished().await
             };
             let tried = tried.await;
@@ -278,7 +286,7 @@ impl Remote {
             let session = self.session().await?;
             let tried = async {
                 let mut exchange = Exchange::open(&session, request).await?;
-                exchange.ask(&[]).await?;
+                exchange.ask().await?;
                 exchange.extents(&rest).await
             };
             let Some(answer) = self.settle(&session, tried.await) else {
@@ -409,6 +417,7 @@ fn request(operation: Operation, offset: u64, len: u64, priority: Priority) -> R
         priority,
         offset,
         len,
+        reply: Compression::Off,
     }
 }
 

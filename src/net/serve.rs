@@ -6,16 +6,19 @@ use bytes::Bytes;
 use quinn::{RecvStream, SendStream, WriteError};
 use tracing::{debug, warn};
 
+use super::body::{self, BodyFault};
 use super::buffers::Buffer;
 use super::close::STREAM_GIVEN_UP;
+use super::compression::{Part, Plan, parts};
 use super::session::Session;
 use super::slot::Pass;
 use crate::volume::{Errno, Priority};
 use crate::wire::WireError;
+use crate::wire::codec::UNIT_BYTES_MAX;
 use crate::wire::data::{Operation, REQUEST_BYTES, ReplyHeader, RequestHeader};
 use crate::wire::extent;
 use crate::wire::limits::{EXTENTS_MAX, MAP_BYTES_MAX};
-use crate::wire::segment::{SEGMENT_HEADER_BYTES, Segment, runs};
+use crate::wire::segment::runs;
 
 /// Why a request gets no reply, or not the one that it asked for.
 enum Fault {
@@ -30,6 +33,15 @@ enum Fault {
 impl From<WireError> for Fault {
     fn from(fault: WireError) -> Self {
         Self::Wire(fault)
+    }
+}
+
+impl From<BodyFault> for Fault {
+    fn from(fault: BodyFault) -> Self {
+        match fault {
+            BodyFault::Broken => Self::Gone,
+            BodyFault::Wire(fault) => Self::Wire(fault),
+        }
     }
 }
 
@@ -89,8 +101,13 @@ async fn perform(
     recv: &mut RecvStream,
 ) -> Result<(), Fault> {
     let mut header = [0; REQUEST_BYTES];
-    read_exact(recv, &mut header).await?;
+    recv.read_exact(&mut header)
+        .await
+        .map_err(BodyFault::from)?;
     let request = RequestHeader::decode(&header)?;
+    if session.codecs.grant(request.reply) != request.reply {
+        return Err(WireError::SegmentCompression.into());
+    }
     let _ = send.set_priority(stream_priority(request.priority));
     let size = session.volume.geometry.resource_bytes();
     // The header's own check rules an overflow out.
@@ -165,7 +182,7 @@ async fn read(
     send: &mut SendStream,
     request: &RequestHeader,
 ) -> Result<(), Fault> {
-    let mut buffer = take_buffer(session, request).await;
+    let mut buffer = take_buffer(session, request, 0).await;
     let asked = buffer.bytes_mut();
     let backend = &session.volume.backend;
     let filled = backend
@@ -177,10 +194,13 @@ async fn read(
         count: filled as u64,
     };
     let mut head = reply.encode().to_vec();
+    if let Some(plan) = Plan::of(request.reply, &session.connection) {
+        return send_packed(send, head, body, plan).await;
+    }
     let mut chunks = Vec::with_capacity(4);
     for (segment, range) in runs(&body) {
         head.extend_from_slice(&segment.encode());
-        if !segment.zeros {
+        if !segment.is_zeros() {
             chunks.push(Bytes::from(std::mem::take(&mut head)));
             chunks.push(body.slice(range));
         }
@@ -190,6 +210,44 @@ async fn read(
     }
     drop(body);
     Ok(send.write_all_chunks(&mut chunks).await?)
+}
+
+/// A compressed part of a body. It holds the body, and so the session's room for it, until the peer
+/// has it: what waits to be sent is at most twice that room.
+struct Packed {
+    stored: Vec<u8>,
+    _of: Bytes,
+}
+
+impl AsRef<[u8]> for Packed {
+    fn as_ref(&self) -> &[u8] {
+        &self.stored
+    }
+}
+
+/// Sends the parts of the body as they are compressed.
+async fn send_packed(
+    send: &mut SendStream,
+    mut head: Vec<u8>,
+    body: Bytes,
+    plan: Plan,
+) -> Result<(), Fault> {
+    for (segment, part) in parts(&body, plan) {
+        head.extend_from_slice(&segment.encode());
+        let bytes = match part {
+            Part::Zeros => continue,
+            Part::Plain(range) => body.slice(range),
+            Part::Packed(stored) => Bytes::from_owner(Packed {
+                stored,
+                _of: body.clone(),
+            }),
+        };
+        let head = Bytes::from(std::mem::take(&mut head));
+        send.write_all_chunks(&mut [head, bytes]).await?;
+        // Others of this thread have waited for as long as compressing took.
+        tokio::task::yield_now().await;
+    }
+    Ok(send.write_all(&head).await?)
 }
 
 async fn map(
@@ -211,39 +269,26 @@ async fn map(
     Ok(send.write_all(&bytes).await?)
 }
 
-/// A buffer for the bytes of the request, as soon as the session has room for it.
-async fn take_buffer(session: &Session, request: &RequestHeader) -> Buffer {
-    let room = session.room.acquire(request.len as u32, request.priority);
-    let share = room.await;
+/// A buffer for the bytes of the request, as soon as the session has room for it and for what is
+/// needed `beside` it.
+async fn take_buffer(session: &Session, request: &RequestHeader, beside: usize) -> Buffer {
+    let bytes = request.len as u32 + beside as u32;
+    let share = session.room.acquire(bytes, request.priority).await;
     session.pool.take(request.len as usize, share)
 }
 
-/// The body of a write, runs of zeros written out.
+/// The body of a write.
 async fn read_body(
     session: &Session,
     recv: &mut RecvStream,
     request: &RequestHeader,
 ) -> Result<Buffer, Fault> {
-    let mut buffer = take_buffer(session, request).await;
-    let mut rest = buffer.bytes_mut();
-    while !rest.is_empty() {
-        let mut header = [0; SEGMENT_HEADER_BYTES];
-        read_exact(recv, &mut header).await?;
-        let segment = Segment::decode(&header, rest.len() as u64)?;
-        let (part, later) = rest.split_at_mut(segment.len as usize);
-        if segment.zeros {
-            part.fill(0);
-        } else {
-            read_exact(recv, part).await?;
-        }
-        rest = later;
-    }
+    // What is compressed is held beside what it becomes, a unit at a time.
+    let beside = match session.codecs.is_empty() {
+        true => 0,
+        false => (request.len as usize).min(UNIT_BYTES_MAX),
+    };
+    let mut buffer = take_buffer(session, request, beside).await;
+    body::read_body(recv, buffer.bytes_mut(), session.codecs).await?;
     Ok(buffer)
-}
-
-async fn read_exact(recv: &mut RecvStream, buf: &mut [u8]) -> Result<(), Fault> {
-    recv.read_exact(buf).await.map_err(|error| match error {
-        quinn::ReadExactError::FinishedEarly(_) => Fault::Wire(WireError::Truncated),
-        quinn::ReadExactError::ReadError(_) => Fault::Gone,
-    })
 }

@@ -18,7 +18,8 @@ use super::transport::{self, IDLE_TIMEOUT};
 use super::volume::{Admitted, Volume};
 use crate::Result;
 use crate::volume::PrioritySemaphore;
-use crate::wire::control::{ClientMessage, ServerMessage};
+use crate::wire::codec::Codecs;
+use crate::wire::control::{ClientMessage, FEATURES, ServerMessage};
 use crate::wire::limits::{SESSION_DEMAND_BYTES, SESSION_IN_FLIGHT_BYTES_MAX, SESSION_STREAMS_MAX};
 
 /// How long requests in flight may take to end when the server stops or a session is over.
@@ -30,6 +31,8 @@ pub(super) struct Session {
     pub(super) volume: Arc<Volume>,
     pub(super) admitted: Admitted,
     pub(super) pool: Arc<BufferPool>,
+    /// By what bodies may be compressed.
+    pub(super) codecs: Codecs,
     /// Room for the bytes of requests, in bytes.
     pub(super) room: Arc<PrioritySemaphore>,
     /// Room for requests.
@@ -63,7 +66,8 @@ pub(super) async fn run(
     };
     info!(volume = %volume.name, client = hello.client_name, %peer,
           session = admitted.session, writable = admitted.writable, "in");
-    let welcome = volume.welcome(version, &admitted).await;
+    let features = hello.features & FEATURES;
+    let welcome = volume.welcome(version, features, &admitted).await;
     // What is said about the session goes before all that its requests get.
     let _ = send.set_priority(i32::MAX);
     transport::open_up(&connection);
@@ -72,6 +76,7 @@ pub(super) async fn run(
         volume,
         admitted,
         pool,
+        codecs: Codecs::from_features(features),
         room: PrioritySemaphore::new(SESSION_IN_FLIGHT_BYTES_MAX, SESSION_DEMAND_BYTES),
         requests: Arc::new(Semaphore::new(SESSION_STREAMS_MAX as usize)),
         has_written: AtomicBool::new(false),

@@ -257,13 +257,18 @@ impl Volume {
     }
 
     /// What a client that is in gets to know.
-    pub(super) async fn welcome(&self, version: u16, admitted: &Admitted) -> Welcome {
+    pub(super) async fn welcome(
+        &self,
+        version: u16,
+        features: u64,
+        admitted: &Admitted,
+    ) -> Welcome {
         let capabilities = self.backend.capabilities();
         let has_writer =
             !admitted.writable && matches!(self.lease.lock().await.presence, Presence::Here { .. });
         Welcome {
             version,
-            features: 0,
+            features,
             resource_bytes: self.geometry.resource_bytes(),
             logical_block_bytes: self.geometry.logical_block_bytes(),
             physical_block_bytes: self.geometry.physical_block_bytes(),

@@ -21,8 +21,14 @@ pub const VERSION_MIN: u16 = 2;
 /// The highest version of the protocol that this build speaks.
 pub const VERSION_MAX: u16 = 2;
 
-/// The features that this build has: none yet beyond the version's.
-pub const FEATURES: u64 = 0;
+/// Bodies may be compressed by LZ4.
+pub const FEATURE_LZ4: u64 = 1;
+
+/// Bodies may be compressed by Zstandard.
+pub const FEATURE_ZSTD: u64 = 2;
+
+/// The features that this build has beyond the version's.
+pub const FEATURES: u64 = FEATURE_LZ4 | FEATURE_ZSTD;
 
 /// How long a preamble is.
 pub const PREAMBLE_BYTES: usize = 8;

@@ -6,12 +6,16 @@
 //!  1  operation                           1  status: 0 done, 1 failed, 2 malformed
 //!  2  flags: 1 FUA, 2 no-unmap            2  zero (2)
 //!  3  priority                            4  errno, or the number of the fault (4)
-//!  4  zero (4)                            8  bytes of a read, extents of a map (8)
+//!  4  how a read's reply may be           8  bytes of a read, extents of a map (8)
+//!     compressed: 0 not, 1 lz4,
+//!     2 zstd, 3 lz4 where it pays
+//!  5  zero (3)
 //!  8  offset (8)
 //! 16  length (8)
 //! ```
 
 use super::WireError;
+use super::codec::Compression;
 use super::limits::{DATA_BYTES_MAX, EXTENTS_MAX};
 use crate::volume::{Errno, Priority};
 
@@ -65,6 +69,8 @@ pub struct RequestHeader {
     pub offset: u64,
     /// How many bytes it is about.
     pub len: u64,
+    /// How the bytes of a read may be compressed on their way here.
+    pub reply: Compression,
 }
 
 /// The head of a reply.
@@ -190,6 +196,7 @@ impl RequestHeader {
         bytes[1] = self.operation.code();
         bytes[2] = self.operation.flags();
         bytes[3] = priority_code(self.priority);
+        bytes[4] = self.reply.code();
         bytes[8..16].copy_from_slice(&self.offset.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.len.to_le_bytes());
         bytes
@@ -203,7 +210,11 @@ impl RequestHeader {
         check_first_byte(bytes[0])?;
         let operation = Operation::from_code(bytes[1], bytes[2])?;
         let priority = priority_from_code(bytes[3])?;
-        if bytes[4..8] != [0; 4] {
+        let reply = Compression::from_code(bytes[4])?;
+        if reply != Compression::Off && operation != Operation::Read {
+            return Err(WireError::Compression);
+        }
+        if bytes[5..8] != [0; 3] {
             return Err(WireError::Reserved);
         }
         let offset = u64_at(bytes, 8);
@@ -214,6 +225,7 @@ impl RequestHeader {
             priority,
             offset,
             len,
+            reply,
         })
     }
 }

@@ -7,6 +7,7 @@ fn request(operation: Operation, offset: u64, len: u64) -> RequestHeader {
         priority: Priority::Demand,
         offset,
         len,
+        reply: Compression::Off,
     }
 }
 
@@ -47,6 +48,13 @@ fn requests_keep_their_bytes() {
                 ..request(Operation::Map, 1, 2)
             },
             "b106000300000000010000000000000002",
+        ),
+        (
+            RequestHeader {
+                reply: Compression::Auto,
+                ..request(Operation::Read, 0, 1)
+            },
+            "b101000003000000000000000000000001",
         ),
     ];
     for (header, expected) in golden {
@@ -94,6 +102,7 @@ fn each_lie_in_a_request_has_its_name() {
     assert_eq!(with(2, 1), Err(WireError::Flag));
     assert_eq!(with(2, 0x80), Err(WireError::Flag));
     assert_eq!(with(3, 4), Err(WireError::Priority));
+    assert_eq!(with(4, 4), Err(WireError::Compression));
     assert_eq!(with(5, 1), Err(WireError::Reserved));
     assert_eq!(with(19, 1), Err(WireError::Length));
     assert_eq!(with(17, 0), Err(WireError::Length));
@@ -110,6 +119,11 @@ fn each_lie_in_a_request_has_its_name() {
         decode(request(Operation::Flush, 0, 1)),
         Err(WireError::Range)
     );
+    let nothing_to_compress = RequestHeader {
+        reply: Compression::Lz4,
+        ..request(Operation::Write { fua: false }, 0, 4096)
+    };
+    assert_eq!(decode(nothing_to_compress), Err(WireError::Compression));
 }
 
 #[test]
@@ -150,20 +164,25 @@ proptest! {
         priority in 0u8..4,
         offset in 0u64..1 << 60,
         len in 1u64..=DATA_BYTES_MAX,
+        reply in 0u8..4,
     ) {
         let priority = priority_from_code(priority).expect("legal");
-        let header = RequestHeader { operation, priority, offset, len };
+        let reply = match operation {
+            Operation::Read => Compression::from_code(reply).expect("legal"),
+            _ => Compression::Off,
+        };
+        let header = RequestHeader { operation, priority, offset, len, reply };
         prop_assert_eq!(RequestHeader::decode(&header.encode()), Ok(header));
     }
 
     #[test]
     fn any_bytes_are_a_legal_request_or_an_error(
         tail in any::<[u8; REQUEST_BYTES]>(),
-        head in prop::option::of((1u8..7, 0u8..4, 0u8..4)),
+        head in prop::option::of((1u8..7, 0u8..4, 0u8..4, 0u8..5)),
     ) {
         let mut bytes = tail;
-        if let Some((operation, flags, priority)) = head {
-            bytes[..8].copy_from_slice(&[FIRST_BYTE, operation, flags, priority, 0, 0, 0, 0]);
+        if let Some((operation, flags, priority, reply)) = head {
+            bytes[..8].copy_from_slice(&[FIRST_BYTE, operation, flags, priority, reply, 0, 0, 0]);
         }
         if let Ok(header) = RequestHeader::decode(&bytes) {
             prop_assert_eq!(header.encode(), bytes);

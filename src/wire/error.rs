@@ -36,8 +36,8 @@ pub enum WireError {
     /// A kind of segment that this end does not know.
     #[error("unknown kind of segment")]
     SegmentKind = 10,
-    /// A compressed segment, which was not negotiated.
-    #[error("a compressed segment, but no compression was negotiated")]
+    /// Compression that was not negotiated, or not asked for.
+    #[error("compression that was not negotiated or not asked for")]
     SegmentCompression = 11,
     /// A segment that is too short or longer than what is left of the body.
     #[error("the length of a segment is out of bounds")]
@@ -54,13 +54,19 @@ pub enum WireError {
     /// The stream ended in the middle of a message.
     #[error("the message ends too early")]
     Truncated = 16,
+    /// A compressed segment that does not decompress to what it stands for.
+    #[error("the compressed bytes of a segment are damaged")]
+    SegmentData = 17,
+    /// A kind of compression that this end does not know, or where there is nothing to compress.
+    #[error("unknown kind of compression")]
+    Compression = 18,
     /// A fault that only a later version has a name for.
     #[error("a fault without a name in this version")]
     Unnamed = u32::MAX,
 }
 
 impl WireError {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 18] = [
         Self::Magic,
         Self::Version,
         Self::Operation,
@@ -77,6 +83,8 @@ impl WireError {
         Self::MessageLength,
         Self::Message,
         Self::Truncated,
+        Self::SegmentData,
+        Self::Compression,
     ];
 
     /// The number under which it travels.

@@ -4,6 +4,7 @@
 //! length-prefixed messages. Every data request has a bidirectional stream of its own: a fixed
 //! little-endian header ([`data`]), then a body in [`segment`]s; the reply likewise.
 
+pub mod codec;
 pub mod control;
 pub mod data;
 pub mod error;
