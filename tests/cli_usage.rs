@@ -150,6 +150,7 @@ fn options_that_do_not_fit_are_wrong_usage() {
         &["mount", "mem:1MiB", "--direct", "--queues", "65"],
         &["mount", "mem:1MiB", "--direct", "--block-size", "1000"],
         &["mount", "mem:1MiB", "--direct", "--io-timeout", "31536001"],
+        &["mount", "mem:1MiB", "--direct", "--compress", "gzip"],
         &["mount", "mem:1MiB", "mem:1MiB", "--direct"],
         &["serve", "blockferry://host:4480/disk"],
         &["serve", "mem:1MiB", "--block-size", "8192"],

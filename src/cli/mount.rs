@@ -12,7 +12,7 @@ use blockferry::device::{
 use blockferry::mount::direct;
 use blockferry::mount::managed::origin::StoreOptions;
 use blockferry::mount::managed::{self, ManagedMount};
-use blockferry::net::{Remote, RemoteOptions, TlsFiles};
+use blockferry::net::{Compression, Remote, RemoteOptions, TlsFiles};
 use blockferry::ops::{self, Claim, MountRecord, Name, Place, Running, control};
 use blockferry::volume::cache::{Discard, OpenedCache};
 use blockferry::wire::Ticket;
@@ -110,6 +110,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = direct::IO_TIMEOUT_DEFAULT.as_secs(),
           value_parser = clap::value_parser!(u64).range(..=direct::IO_TIMEOUT_MAX.as_secs()))]
     io_timeout: u64,
+
+    /// Compress what travels to and from a remote volume: off, lz4, zstd, or auto: by lz4 where that
+    /// saves time on this link [default: auto; off with --direct]
+    #[arg(long, value_name = "HOW")]
+    compress: Option<Compression>,
 
     /// Take a remote volume over from the one who writes it; that one is shut out for good
     #[arg(long, conflicts_with = "read_only")]
@@ -376,12 +381,21 @@ impl Args {
         RemoteOptions {
             read_only: self.read_only,
             takeover: self.takeover,
+            compression: self.compression(),
             tls,
             client_file: self
                 .may_recover(kind)
                 .then(|| place.claim.directory().join(CLIENT_FILE)),
             ..RemoteOptions::default()
         }
+    }
+
+    /// A direct mount's requests are short and waited for: there the time that compressing takes counts.
+    fn compression(&self) -> Compression {
+        self.compress.unwrap_or(match self.direct {
+            true => Compression::Off,
+            false => Compression::Auto,
+        })
     }
 
     fn may_recover(&self, kind: DeviceKind) -> bool {

@@ -3,12 +3,14 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::str::FromStr;
 
 use lz4_flex::block::{self, CompressTable};
 use zstd::bulk;
 
 use super::WireError;
 use super::control::{FEATURE_LZ4, FEATURE_ZSTD};
+use crate::{Error, ErrorKind, Result};
 
 /// The longest part of a body that is compressed at once, in bytes before that.
 pub const UNIT_BYTES_MAX: usize = 128 << 10;
@@ -126,6 +128,23 @@ impl Compression {
             2 => Ok(Self::Zstd),
             3 => Ok(Self::Auto),
             _ => Err(WireError::Compression),
+        }
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "off" => Ok(Self::Off),
+            "lz4" => Ok(Self::Lz4),
+            "zstd" => Ok(Self::Zstd),
+            "auto" => Ok(Self::Auto),
+            _ => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("`{text}` is no way to compress; there are off, lz4, zstd and auto"),
+            )),
         }
     }
 }
