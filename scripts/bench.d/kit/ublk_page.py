@@ -13,7 +13,7 @@ Every device was up in the same boot, with one queue of 128 tags and no I/O sche
 order. Figures are medians in requests a second; ratios are medians of the ratios within one round. `rublk null` moves no data; `blockferry mem:` moves all of it."""
 COUNTED = """\
 What each server does for a request. System calls: {calls}. rublk and blockferry enter the kernel once for all
-requests that they meet: the faster one of them is done sooner, and meets fewer. Sleeps: how often a thread of the server gave up its CPU,
+requests that they meet; blockferry's ring returns with the first of them, so that it enters more often in bursts (why: docs/design.md, Decisions). Sleeps: how often a thread of the server gave up its CPU,
 seen in /proc beside an undisturbed run. To workers: how often ring I/O was handed to an io-wq thread{hand_overs}, with
 the CPU time of these threads in a run of {seconds:g} s."""
 CALLS = {
