@@ -3,17 +3,23 @@
 use super::*;
 use crate::volume::state_map::RegionSnapshot;
 
-/// A volume with the newest durable checkpoint of the region: whether it has the block.
+/// A volume with the newest durable checkpoint of the region: whether it has the block. Another
+/// block was filled already, so that the region is unsaved from the start.
 struct Saved {
     volume: Volume,
     has_block: AtomicU64,
+    fills: bool,
 }
 
 impl Saved {
-    fn new() -> Self {
+    fn new(fills: bool) -> Self {
+        let volume = Volume::absent(1);
+        let other = volume.map.claim_fill(range(9, 10));
+        volume.map.finish_fill(other, true);
         Self {
-            volume: Volume::absent(1),
+            volume,
             has_block: AtomicU64::new(0),
+            fills,
         }
     }
 
@@ -25,7 +31,13 @@ impl Saved {
             let has = match map.snapshot(region) {
                 RegionSnapshot::Absent => false,
                 RegionSnapshot::PresentClean | RegionSnapshot::PresentDirty => true,
-                RegionSnapshot::Mixed(bits) => bits.present[0] & (1 << BLOCK.first.0) != 0,
+                RegionSnapshot::Mixed(bits) => {
+                    let [present, dirty] =
+                        [bits.present, bits.dirty].map(|page| page[0] >> BLOCK.first.0 & 1 == 1);
+                    // Where nothing is fetched and nothing sent.
+                    assert!(dirty || !present || self.fills, "it is nowhere but here");
+                    present
+                }
             };
             self.has_block.store(u64::from(has), Ordering::Relaxed);
         }
@@ -52,7 +64,7 @@ fn beside_checkpoints(
     write: impl Fn(&Volume) -> bool + Sync + Send + Copy + 'static,
 ) {
     check(preemptions, move || {
-        let saved = Arc::new(Saved::new());
+        let saved = Arc::new(Saved::new(fill));
         let checkpointer = thread::spawn({
             let saved = saved.clone();
             move || (0..checkpoints).for_each(|_| saved.checkpoint())
@@ -91,13 +103,27 @@ fn loom_a_write_of_an_absent_block_needs_a_checkpoint() {
     beside_checkpoints(3, 2, false, |it| wrote(it.write(0, BLOCK, WRITTEN)));
 }
 
-/// A discard of a whole region, and then a write to it.
+/// A discard of an absent region as a whole.
 #[test]
 fn loom_a_discard_of_a_region_needs_a_checkpoint() {
-    beside_checkpoints(3, 2, false, |it| {
-        let claim = claimed(it.map.claim_zero(it.map.blocks()));
-        it.map.finish_zero(claim, true);
-        true
+    check(4, || {
+        let saved = Arc::new(Saved {
+            volume: Volume::absent(1),
+            has_block: AtomicU64::new(0),
+            fills: false,
+        });
+        let checkpointer = thread::spawn({
+            let saved = saved.clone();
+            move || saved.checkpoint()
+        });
+        let map = &saved.volume.map;
+        map.finish_zero(claimed(map.claim_zero(map.blocks())), true);
+        assert_eq!(saved.volume.word() & MIXED, 0);
+        saved.flush();
+        checkpointer.join().expect("no panic");
+        saved.flush();
+        saved.checkpoint();
+        assert!(!map.needs_checkpoint());
     });
 }
 
@@ -114,7 +140,7 @@ fn loom_a_discard_by_bits_needs_a_checkpoint() {
 #[test]
 fn loom_a_void_checkpoint_leaves_its_regions_unsaved() {
     check(5, || {
-        let saved = Arc::new(Saved::new());
+        let saved = Arc::new(Saved::new(true));
         saved.volume.fill(BLOCK);
         let checkpointer = thread::spawn({
             let saved = saved.clone();
