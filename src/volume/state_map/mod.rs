@@ -45,6 +45,8 @@ mod model_tests;
 mod ready;
 mod recovery;
 mod send;
+#[cfg(all(test, not(blockferry_loom)))]
+mod size_tests;
 mod span;
 mod words;
 mod zero;
