@@ -48,6 +48,8 @@ mod send;
 #[cfg(all(test, not(blockferry_loom)))]
 mod size_tests;
 mod span;
+#[cfg(all(test, not(blockferry_loom)))]
+mod tests;
 mod words;
 mod zero;
 

@@ -70,6 +70,10 @@ impl Durable {
         }
     }
 
+    pub(super) fn dropped(&mut self, blocks: &[u64]) {
+        self.filled(blocks, true);
+    }
+
     pub(super) fn flushed(&mut self) {
         for bytes in &mut self.bytes {
             bytes.flushed |= bytes.written;
@@ -91,32 +95,30 @@ impl Durable {
     }
 
     /// A checkpoint of what is unsaved, that becomes durable or does not.
-    pub(super) fn checkpoint(&mut self, map: &StateMap, durable: bool) {
+    pub(super) fn checkpoint(&mut self, map: &StateMap, model: &Model, durable: bool) {
         let token = map.begin_snapshot();
         let unsaved: Vec<_> = map.unsaved_regions().collect();
-        self.commit(map, token, &unsaved, durable);
+        let taken = snapshots(map, model, &unsaved);
+        if durable {
+            self.commit(map, token, taken);
+        }
     }
 
     /// A checkpoint that also has a region that is clean, after which its intent goes.
-    pub(super) fn clean_checkpoint(&mut self, map: &StateMap, region: usize) {
+    pub(super) fn clean_checkpoint(&mut self, map: &StateMap, model: &Model, region: usize) {
         let token = map.begin_snapshot();
         let clean = RegionIndex(region as u64);
-        let unsaved: Vec<_> = map.unsaved_regions().filter(|it| *it != clean).collect();
-        let all: Vec<_> = unsaved.into_iter().chain([clean]).collect();
-        self.commit(map, token, &all, true);
+        let unsaved = map.unsaved_regions().filter(|it| *it != clean);
+        let all: Vec<_> = unsaved.chain([clean]).collect();
+        self.commit(map, token, snapshots(map, model, &all));
         self.intents[region] = false;
     }
 
-    fn commit(&mut self, map: &StateMap, token: u64, regions: &[RegionIndex], durable: bool) {
-        for region in regions {
-            let snapshot = map.snapshot(*region);
-            if durable {
-                self.regions[region.0 as usize] = snapshot;
-            }
+    fn commit(&mut self, map: &StateMap, token: u64, taken: Vec<(RegionIndex, RegionSnapshot)>) {
+        for (region, snapshot) in taken {
+            self.regions[region.0 as usize] = snapshot;
         }
-        if durable {
-            map.saved(token);
-        }
+        map.saved(token);
     }
 
     pub(super) fn restore(&self, map: &mut StateMap) -> std::io::Result<()> {
@@ -159,4 +161,20 @@ impl Durable {
             };
         }
     }
+}
+
+/// Takes regions, each as the model has it.
+fn snapshots(
+    map: &StateMap,
+    model: &Model,
+    regions: &[RegionIndex],
+) -> Vec<(RegionIndex, RegionSnapshot)> {
+    let take = |region: &RegionIndex| {
+        let snapshot = map.snapshot(*region);
+        let blocks = model.of(map.region_blocks(*region));
+        let expected = blocks.iter().map(|it| (it.present, it.dirty || it.sending));
+        assert!(listed(&snapshot, blocks.len()).into_iter().eq(expected));
+        (*region, snapshot)
+    };
+    regions.iter().map(take).collect()
 }

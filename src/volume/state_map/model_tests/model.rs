@@ -285,6 +285,18 @@ impl Model {
         }
     }
 
+    /// What the origin has is not wanted any more; which blocks that were.
+    pub(super) fn drop_clean(&mut self) -> Vec<u64> {
+        let clean = |block: &Block| block.present && !block.dirty;
+        let dropped = (0..self.blocks.len() as u64)
+            .filter(|at| clean(&self.blocks[*at as usize]))
+            .collect();
+        for block in &mut self.blocks {
+            block.present &= block.dirty;
+        }
+        dropped
+    }
+
     /// The map was made anew of these regions' checkpoints; which of them have bits is not for the
     /// model to say.
     pub(super) fn restored(
