@@ -154,3 +154,79 @@ fn a_map_with_no_room_is_an_error_and_leaves_nothing() {
         assert!(!path.exists());
     }
 }
+
+/// Runs on a thread with a mount namespace of its own, in which `path` is memory of that size.
+/// False where that takes a right that this process has not.
+fn on_small_tmpfs(path: &Path, size_bytes: u64, test: impl FnOnce() + Send) -> bool {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    std::thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            let none = None::<&str>;
+            let options = format!("size={size_bytes}");
+            let ready = unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
+                .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
+                .and_then(|()| {
+                    let options = Some(options.as_str());
+                    mount(none, path, Some("tmpfs"), MsFlags::empty(), options)
+                });
+            if ready.is_ok() {
+                test();
+            }
+            ready.is_ok()
+        });
+        there.join().expect("no panic")
+    })
+}
+
+/// And not a signal, when the bits are touched.
+#[test]
+fn a_full_run_time_directory_is_an_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("live");
+    let key = LiveMapKey {
+        size_bytes: 64 * REGION_BYTES,
+        ..KEY
+    };
+    let ran = on_small_tmpfs(dir.path(), 256 << 10, || {
+        let map = StateMap::new(LiveMap::create(&path, &key).expect("created")).expect("a map");
+        let mut ready = Vec::new();
+        let full = map.regions().find_map(|region| {
+            let prepared = map.prepare_write(region);
+            map.set_write_ready(region);
+            ready.extend(prepared.is_ok().then_some(region));
+            prepared.err().map(|error| (region, error))
+        });
+        let (refused, error) = full.expect("256 KiB do not hold 64 regions");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        assert!(ready.len() > 5, "{ready:?}");
+        let write = |region: RegionIndex| {
+            let first = region.first_block().0;
+            let blocks = BlockRange::new(first, first + REGION_BLOCKS);
+            let start = map.begin_write(FlightSlot(0), blocks);
+            if start == WriteStart::Claimed {
+                map.end_write(FlightSlot(0), blocks, start, true);
+            }
+            start
+        };
+        for region in &ready {
+            assert_eq!(write(*region), WriteStart::Claimed);
+        }
+        assert_eq!(write(refused), WriteStart::NotReady(refused));
+        // A look at all of it takes nothing, either.
+        assert_eq!(
+            map.heat(3).iter().map(|it| it.dirty).sum::<u64>(),
+            map.counts().dirty
+        );
+        assert_eq!(map.take_dirty(refused.first_block(), 1), None);
+        std::fs::write(path.with_extension("fill"), vec![0; 256 << 10]).expect_err("it is full");
+        let region = map.regions().last().expect("64");
+        map.prepare_fill(region)
+            .expect_err("no room for two pages either");
+        LiveMap::create(&path.with_extension("other"), &key).expect_err("nor for another one");
+        assert!(!path.with_extension("other").exists());
+    });
+    if !ran {
+        eprintln!("skipped: a mount takes root");
+    }
+}
