@@ -25,7 +25,8 @@ const ACTIONS_MAX: u64 = 90;
 /// One cache, from its making on.
 pub(super) struct Life {
     shared: Arc<Mutex<Shared>>,
-    run_directory: PathBuf,
+    /// Of the last process, and another one.
+    run_directories: [PathBuf; 2],
     boot_id: [u8; 16],
     fault: Option<Fault>,
     /// How the last mount ended.
@@ -41,6 +42,8 @@ enum Ended {
     Killed,
     /// Its process died after a sync had failed.
     KilledBroken,
+    /// Its process died, and the next one looks for its live map in another place.
+    KilledElsewhere,
 }
 
 /// An opened cache.
@@ -65,7 +68,7 @@ impl Life {
                 outcome: Outcome::default(),
                 failure: None,
             })),
-            run_directory: home.path().join("run"),
+            run_directories: ["run", "elsewhere"].map(|name| home.path().join(name)),
             boot_id: [1; 16],
             fault,
             ended: Ended::Gone,
@@ -78,6 +81,7 @@ impl Life {
             self.shared().disk.plant(self.fault);
         }
         for _ in 0..LIVES {
+            self.move_elsewhere();
             let mut mount = self.open()?;
             self.shared().disk.plant(self.fault);
             let actions = self.shared().rng.below(ACTIONS_MAX);
@@ -92,6 +96,19 @@ impl Life {
             self.end(mount, trouble)?;
         }
         Ok(self.shared().outcome.clone())
+    }
+
+    /// Now and then a process has another run-time directory than the one before it, with a live map
+    /// of long ago.
+    fn move_elsewhere(&mut self) {
+        if self.ended == Ended::KilledBroken || !self.shared().rng.percent(15) {
+            return;
+        }
+        self.run_directories.swap(0, 1);
+        if self.ended == Ended::Killed {
+            self.ended = Ended::KilledElsewhere;
+            self.shared().outcome.count(Event::KilledElsewhere);
+        }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -119,7 +136,7 @@ impl Life {
             let death = self.shared().death(20, 12);
             disk.arm(death);
             self.mark_old_failure(true);
-            let opened = self.watched(|| open(&disk, &self.run_directory, self.boot_id))?;
+            let opened = self.watched(|| open(&disk, &self.run_directories[0], self.boot_id))?;
             disk.arm(None);
             match opened {
                 Ok(opened) => break opened,
@@ -139,7 +156,7 @@ impl Life {
         let map = &started.map;
         for (sector, stamp) in Seen::of(map).stamps(&data, &shared.model)? {
             let model = &mut shared.model;
-            if self.ended == Ended::KilledBroken {
+            if matches!(self.ended, Ended::KilledBroken | Ended::KilledElsewhere) {
                 if !model.allows(sector, stamp) {
                     return Err(format!("L10: sector {sector} has {stamp:#x}"));
                 }
@@ -162,7 +179,9 @@ impl Life {
     /// Tells a note of a failed sync that is there already from one that a call makes which fails
     /// only as its process is dead.
     fn mark_old_failure(&self, mark: bool) {
-        let entries = std::fs::read_dir(&self.run_directory).into_iter().flatten();
+        let entries = std::fs::read_dir(&self.run_directories[0])
+            .into_iter()
+            .flatten();
         for path in entries.map(|entry| entry.expect("listed").path()) {
             let is_note = path.extension().is_some_and(|name| name == "failed");
             if is_note && mark {
@@ -313,6 +332,7 @@ impl Life {
             (Ok(()), Some(Trouble::Write)) => Ok(None),
             (Err(error), Some(Trouble::Write)) if error.raw_os_error() == Some(libc::ENOSPC) => {
                 self.shared().outcome.count(Event::NoSpace);
+                self.go_on_after(mount, &regions)?;
                 Ok(None)
             }
             (Err(_), Some(Trouble::Sync)) => {
@@ -324,6 +344,16 @@ impl Life {
             }
             (other, trouble) => Err(format!("{trouble:?} became {other:?}")),
         }
+    }
+
+    /// Writes at once after a call that failed, when it is not known what of it is on the disk.
+    fn go_on_after(&self, mount: &Mount, regions: &[RegionIndex]) -> Result<(), String> {
+        self.make_ready(mount, regions)?;
+        let mut shared = self.shared();
+        for _ in 0..20 {
+            shared.step();
+        }
+        shared.failure.take().map_or(Ok(()), Err)
     }
 
     /// The mount ends somehow.
@@ -350,14 +380,24 @@ impl Life {
         }
     }
 
-    fn close(&self, checkpointer: &Checkpointer, map: &StateMap) -> Result<(), String> {
-        let began = {
+    fn close(&mut self, checkpointer: &Checkpointer, map: &StateMap) -> Result<(), String> {
+        let (began, disk, death) = {
             let mut shared = self.shared();
             shared.drain();
             shared.workload = None;
-            shared.model.begin_flush()
+            let death = shared.death(30, 10);
+            (shared.model.begin_flush(), shared.disk.clone(), death)
         };
-        self.watched(|| checkpointer.close())?.expect("closed");
+        disk.arm(death);
+        let closed = self.watched(|| checkpointer.close())?;
+        disk.arm(None);
+        if disk.is_dead() {
+            self.bury(&disk);
+            self.ended = Ended::Killed;
+            self.shared().outcome.count(Event::KilledClosing);
+            return Ok(());
+        }
+        closed.expect("closed");
         let mut shared = self.shared();
         shared.model.end_flush(began);
         shared.outcome.count(Event::Close);

@@ -30,7 +30,7 @@ const SIZE_BYTES: u64 = 65_576 * 4096 - 1000;
 const SLOTS: u32 = 8;
 
 /// States to look at unless it is said otherwise.
-const STATES_DEFAULT: u64 = 30_000;
+const STATES_DEFAULT: u64 = 20_000;
 
 /// States within which each planted fault has to be found.
 const STATES_FAULT_MAX: u64 = 20_000;

@@ -29,10 +29,12 @@ pub(super) enum Event {
     RolledBack,
     KilledInside,
     KilledOpening,
+    KilledClosing,
+    KilledElsewhere,
 }
 
 impl Event {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::PowerCut,
         Self::Kill,
         Self::Close,
@@ -47,6 +49,8 @@ impl Event {
         Self::RolledBack,
         Self::KilledInside,
         Self::KilledOpening,
+        Self::KilledClosing,
+        Self::KilledElsewhere,
     ];
 }
 
