@@ -313,7 +313,9 @@ impl Life {
         };
         let checkpointer = &mount.started.checkpointer;
         disk.arm(trouble);
-        let regions: Vec<_> = mount.started.map.regions().collect();
+        let map = &mount.started.map;
+        let regions: Vec<_> = map.regions().collect();
+        let ready: Vec<_> = map.regions().filter(|at| map.write_ready(*at)).collect();
         let result = self.watched(|| match what {
             0 => checkpointer.checkpoint(),
             1 => checkpointer.settle_intents(),
@@ -332,7 +334,7 @@ impl Life {
             (Ok(()), Some(Trouble::Write)) => Ok(None),
             (Err(error), Some(Trouble::Write)) if error.raw_os_error() == Some(libc::ENOSPC) => {
                 self.shared().outcome.count(Event::NoSpace);
-                self.go_on_after(mount, &regions)?;
+                self.go_on_after(mount, &ready)?;
                 Ok(None)
             }
             (Err(_), Some(Trouble::Sync)) => {
@@ -346,7 +348,8 @@ impl Life {
         }
     }
 
-    /// Writes at once after a call that failed, when it is not known what of it is on the disk.
+    /// Writes at once after a call that failed, when it is not known what of it is on the disk, to
+    /// regions that were ready before.
     fn go_on_after(&self, mount: &Mount, regions: &[RegionIndex]) -> Result<(), String> {
         self.make_ready(mount, regions)?;
         let mut shared = self.shared();
