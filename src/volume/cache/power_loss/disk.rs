@@ -38,7 +38,8 @@ struct State {
 /// An error of the disk, of `data` and `map` alone; or worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// There is no space for a write to `map`; a part of it is there all the same.
+    /// There is no space for a write to `map`; what the program sees has it all the same, and any part
+    /// of it may reach the disk.
     Write,
     /// A sync fails: of what it should have covered any part may be lost for good, but is read as
     /// if it were there.
@@ -330,7 +331,7 @@ impl StoreFile for SimFile {
         });
         let change = Change::Sectors(offset / SECTOR_BYTES, sectors.collect());
         if self.name == "map" && self.disk.state().has(Trouble::Write) {
-            self.change(change.torn(&mut Rng::new(offset)))?;
+            self.change(change)?;
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         self.change(change)?;
