@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
@@ -46,6 +46,8 @@ pub struct FileStore {
     logical_block_bytes: u32,
     read_only: bool,
     flush_failed: AtomicBool,
+    /// Made when a flush fails.
+    failure_note: OnceLock<PathBuf>,
     syncing: Mutex<()>,
 }
 
@@ -125,6 +127,7 @@ impl FileStore {
             logical_block_bytes,
             read_only: options.read_only,
             flush_failed: AtomicBool::new(false),
+            failure_note: OnceLock::new(),
             syncing: Mutex::new(()),
         })
     }
@@ -155,13 +158,27 @@ impl FileStore {
         self.flush_failed.load(Ordering::Relaxed)
     }
 
+    /// Has an empty file made when a flush fails: a note for whoever opens the store after us.
+    pub(super) fn leave_note_of_failure(&self, path: PathBuf) {
+        let _only_once = self.failure_note.set(path);
+    }
+
     /// Notes that a flush failed.
     pub fn note_flush_failure(&self, error: &io::Error) {
-        if !self.flush_failed.swap(true, Ordering::Relaxed) {
+        if self.flush_failed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::error!(
+            path = %self.path.display(), %error,
+            "flush failed: what was written since the last flush may be lost; \
+             every further flush fails until the file is opened again and checked"
+        );
+        if let Some(note) = self.failure_note.get()
+            && let Err(error) = std::fs::write(note, b"")
+        {
             tracing::error!(
-                path = %self.path.display(), %error,
-                "flush failed: what was written since the last flush may be lost; \
-                 every further flush fails until the file is opened again and checked"
+                path = %note.display(), %error,
+                "cannot note that; do not open the store again before the machine was restarted"
             );
         }
     }

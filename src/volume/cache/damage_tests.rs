@@ -1,7 +1,7 @@
 //! Caches whose files are cut off, changed, missing or mixed up: a named error, or nothing that
 //! counts was hit.
 
-use super::tests::{Home, fill, push, write};
+use super::test_home::{Home, fill, push, write};
 use super::*;
 use crate::volume::geometry::{BlockRange, RegionIndex};
 use crate::volume::state_map::RegionSnapshot;

@@ -44,6 +44,11 @@ impl LivePlace {
         &self.map
     }
 
+    /// The note of a failed sync.
+    pub(super) fn failed(&self) -> &Path {
+        &self.failed
+    }
+
     /// Whether writes that the live map speaks of may be lost, since a sync failed.
     pub(super) fn is_failed(&self) -> bool {
         self.failed.exists()

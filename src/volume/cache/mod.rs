@@ -33,6 +33,7 @@ pub use layout::CACHE_BYTES_MAX;
 pub use meta::ORIGIN_NAME_BYTES_MAX;
 
 use self::files::{DataFile, OsDirectory};
+use self::live::LivePlace;
 use self::meta::MetaFile;
 use self::open::{Place, Started};
 use super::file::{FileOptions, FileStore};
@@ -145,7 +146,9 @@ impl CacheDirectory {
             &path.join(DATA),
             file_options,
         )?);
+        let note = LivePlace::new(&options.run_directory, meta.store);
         let started = place.start(Arc::new(DataFile(data.clone())), meta, options)?;
+        data.leave_note_of_failure(note.failed().to_owned());
         let Started {
             map,
             checkpointer,
@@ -198,5 +201,7 @@ mod damage_tests;
 mod format_tests;
 #[cfg(all(test, not(blockferry_loom)))]
 mod power_loss;
+#[cfg(all(test, not(blockferry_loom)))]
+mod test_home;
 #[cfg(all(test, not(blockferry_loom)))]
 mod tests;

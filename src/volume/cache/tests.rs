@@ -1,133 +1,9 @@
 //! Caches on this machine's file system.
 
+use super::test_home::{Home, SIZE_BYTES, fill, push, read, write};
 use super::*;
-use crate::volume::Backend;
 use crate::volume::geometry::{BlockRange, RegionIndex};
 use crate::volume::state_map::{FlightSlot, WriteStart};
-
-const SIZE_BYTES: u64 = (300 << 20) + 1000;
-
-pub(super) struct Home {
-    dir: tempfile::TempDir,
-}
-
-impl Home {
-    pub(super) fn new() -> Self {
-        let in_memory = Path::new("/dev/shm");
-        let dir = if in_memory.is_dir() {
-            tempfile::tempdir_in(in_memory)
-        } else {
-            tempfile::tempdir()
-        };
-        Self {
-            dir: dir.expect("a directory"),
-        }
-    }
-
-    pub(super) fn cache(&self) -> PathBuf {
-        self.dir.path().join("cache")
-    }
-
-    pub(super) fn run(&self) -> PathBuf {
-        self.dir.path().join("run")
-    }
-
-    pub(super) fn options(&self) -> CacheOptions {
-        CacheOptions {
-            size_bytes: SIZE_BYTES,
-            chunk_bytes: 256 << 10,
-            identity: [7; 16],
-            origin_name: "blockferry://host:1/volume".to_owned(),
-            persistent: true,
-            run_directory: self.run(),
-            in_flight_slots: 8,
-            direct_alignment_bytes: Some(4096),
-        }
-    }
-
-    pub(super) fn open(&self) -> OpenedCache {
-        CacheDirectory::open(&self.cache(), &self.options()).expect("opened")
-    }
-
-    pub(super) fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.cache().join(name)).expect("read")
-    }
-
-    /// Writes a file in its place.
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) {
-        std::fs::write(self.cache().join(name), bytes).expect("written");
-    }
-
-    pub(super) fn live_map(&self) -> PathBuf {
-        let mut entries = std::fs::read_dir(self.run()).expect("listed");
-        entries.next().expect("one").expect("listed").path()
-    }
-
-    /// As after a reboot: the run-time directory is empty.
-    fn reboot(&self) {
-        std::fs::remove_dir_all(self.run()).expect("removed");
-    }
-}
-
-fn page(byte: u8) -> memmap2::MmapMut {
-    let mut page = memmap2::MmapMut::map_anon(4096).expect("memory");
-    page.fill(byte);
-    page
-}
-
-pub(super) fn write(cache: &OpenedCache, block: u64, byte: u8) {
-    let blocks = BlockRange::new(block, block + 1);
-    let slot = FlightSlot(0);
-    let start = match cache.map.begin_write(slot, blocks) {
-        WriteStart::NotReady(region) => {
-            cache
-                .checkpointer
-                .make_write_ready(&[region])
-                .expect("ready");
-            cache.map.begin_write(slot, blocks)
-        }
-        other => other,
-    };
-    assert!(matches!(start, WriteStart::Claimed | WriteStart::Overwrite));
-    cache
-        .data
-        .write_at(&page(byte), block * 4096)
-        .expect("written");
-    cache.map.end_write(slot, blocks, start, true);
-}
-
-pub(super) fn fill(cache: &OpenedCache, blocks: BlockRange, byte: u8) {
-    cache
-        .map
-        .prepare_fill(blocks.first.region())
-        .expect("ready");
-    let claim = cache.map.claim_fill(blocks);
-    for block in claim.runs().iter().flat_map(|run| run.iter()) {
-        cache
-            .data
-            .write_at(&page(byte), block.start().0)
-            .expect("written");
-    }
-    cache.map.finish_fill(claim, true);
-}
-
-fn read(cache: &OpenedCache, block: u64) -> Option<u8> {
-    if !cache.map.is_present(BlockRange::new(block, block + 1)) {
-        return None;
-    }
-    let mut page = page(0);
-    cache.data.read_at(&mut page, block * 4096).expect("read");
-    assert!(page.iter().all(|byte| *byte == page[0]));
-    Some(page[0])
-}
-
-pub(super) fn push(cache: &OpenedCache) {
-    let mut at = cache.map.blocks().first;
-    while let Some(run) = cache.map.take_dirty(at, 1024) {
-        cache.map.flushed(run);
-        at = run.end;
-    }
-}
 
 #[test]
 fn what_was_flushed_is_there_after_a_reboot_and_the_rest_is_not() {
@@ -468,33 +344,46 @@ fn dropping_what_is_clean_keeps_what_is_dirty_and_gives_the_space_back() {
 
 #[test]
 fn a_failed_sync_is_for_good_and_the_live_map_does_not_go_on() {
-    let home = Home::new();
-    let cache = home.open();
-    write(&cache, 5, 1);
-    cache.checkpointer.checkpoint().expect("durable");
-    write(&cache, 6, 2);
-    // As the ring of a queue says it.
-    let eio = || std::io::Error::from_raw_os_error(libc::EIO);
-    cache.data.note_flush_failure(&eio());
-    for _ in 0..2 {
-        let error = cache.checkpointer.checkpoint().expect_err("failed");
-        assert_eq!(error.raw_os_error(), Some(libc::EIO));
-        let other_region = cache.checkpointer.make_write_ready(&[RegionIndex(1)]);
-        other_region.expect_err("failed");
-        cache.checkpointer.close().expect_err("failed");
+    for dies_at_once in [false, true] {
+        let home = Home::new();
+        let cache = home.open();
+        write(&cache, 5, 1);
+        cache.checkpointer.checkpoint().expect("durable");
+        write(&cache, 6, 2);
+        // As the ring of a queue says it.
+        let error = std::io::Error::from_raw_os_error(libc::EIO);
+        cache.data.note_flush_failure(&error);
+        if !dies_at_once {
+            every_call_fails(&cache.checkpointer);
+            every_call_fails(&cache.checkpointer);
+        }
+        drop(cache);
+
+        let cache = home.open();
+        let FoundState::FromCheckpoint { because, .. } = &cache.found.state else {
+            panic!("{:?}", cache.found);
+        };
+        assert!(because.contains("sync"), "{because}");
+        assert_eq!((read(&cache, 5), read(&cache, 6)), (Some(1), None));
+        cache.checkpointer.checkpoint().expect("durable again");
+        write(&cache, 6, 3);
+        drop(cache);
+        let cache = home.open();
+        assert_eq!(cache.found.state, FoundState::Continued);
+        assert_eq!(read(&cache, 6), Some(3));
     }
-    drop(cache);
-    let cache = home.open();
-    assert!(
-        matches!(&cache.found.state, FoundState::FromCheckpoint { because, .. } if because.contains("sync")),
-        "{:?}",
-        cache.found
-    );
-    assert_eq!((read(&cache, 5), read(&cache, 6)), (Some(1), None));
-    cache.checkpointer.checkpoint().expect("durable again");
-    write(&cache, 6, 3);
-    drop(cache);
-    let cache = home.open();
-    assert_eq!(cache.found.state, FoundState::Continued);
-    assert_eq!(read(&cache, 6), Some(3));
+}
+
+fn every_call_fails(checkpointer: &Checkpointer) {
+    for result in [
+        checkpointer.checkpoint(),
+        checkpointer.checkpoint_in_background(),
+        checkpointer.settle_intents(),
+        checkpointer.make_write_ready(&[RegionIndex(1)]),
+        checkpointer.make_zero_ready(BlockRange::new(0, 1)),
+        checkpointer.close(),
+    ] {
+        let error = result.expect_err("failed for good");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
 }
