@@ -200,6 +200,8 @@ mod damage_tests;
 #[cfg(all(test, not(blockferry_loom)))]
 mod format_tests;
 #[cfg(all(test, not(blockferry_loom)))]
+mod full_disk_tests;
+#[cfg(all(test, not(blockferry_loom)))]
 mod power_loss;
 #[cfg(all(test, not(blockferry_loom)))]
 mod test_home;
