@@ -140,11 +140,14 @@ pub(crate) fn write_zeroes_by_writing<B: Backend + ?Sized>(
     offset: u64,
     len: u64,
 ) -> io::Result<()> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    // For files past the page cache.
+    #[repr(align(4096))]
+    struct Zeros([u8; 64 << 10]);
+    static ZEROS: Zeros = Zeros([0; 64 << 10]);
     let mut done = 0;
     while done < len {
-        let piece = (len - done).min(ZEROS.len() as u64);
-        backend.write_at(&ZEROS[..piece as usize], offset + done)?;
+        let piece = (len - done).min(ZEROS.0.len() as u64);
+        backend.write_at(&ZEROS.0[..piece as usize], offset + done)?;
         done += piece;
     }
     Ok(())
