@@ -24,6 +24,11 @@ const RATE_ROUNDS: u64 = 10;
 /// How often the link is let run empty.
 const DRAIN_EVERY: Duration = Duration::from_secs(10);
 
+/// An answer that took longer than this, and as many times longer than the shortest, says nothing of
+/// the link: the other end was away meanwhile.
+const OUTAGE: Duration = Duration::from_secs(1);
+const OUTAGE_FACTOR: u32 = 8;
+
 /// Bytes that were asked for; to be given back to the window they came from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sent {
@@ -142,7 +147,7 @@ impl Window {
             self.opened_bytes = (self.opened_bytes + sent.bytes).min(self.limit_bytes);
         }
         // Short requests say how far the other end is, not how long a chunk takes.
-        if sent.bytes >= self.chunk_bytes / 2 {
+        if sent.bytes >= self.chunk_bytes / 2 && !self.was_away(elapsed) {
             self.note_time(elapsed, now);
         }
         let rate = (self.delivered_bytes - sent.delivered) as f64 / elapsed.as_secs_f64();
@@ -157,6 +162,11 @@ impl Window {
         self.in_flight_bytes -= sent.bytes;
     }
 
+    fn was_away(&self, elapsed: Duration) -> bool {
+        self.shortest
+            .is_some_and(|shortest| elapsed > OUTAGE.max(OUTAGE_FACTOR * shortest))
+    }
+
     fn note_time(&mut self, elapsed: Duration, now: Instant) {
         let shorter = |known: Option<Duration>| Some(known.map_or(elapsed, |it| it.min(elapsed)));
         self.shortest = shorter(self.shortest);
@@ -164,7 +174,7 @@ impl Window {
         let drained_at = *self.drained_at.get_or_insert(now);
         if now.saturating_duration_since(drained_at) >= DRAIN_EVERY {
             // What was seen since the last time, on a link that had run empty then, is the truth now.
-            self.shortest = self.shortest_since.take();
+            self.shortest = self.shortest_since.take().or(self.shortest);
             self.drained_at = Some(now);
             self.draining_until = self.shortest.map(|shortest| now + 2 * shortest);
             self.opened_bytes = START_CHUNKS * self.chunk_bytes;
@@ -308,6 +318,34 @@ mod tests {
             let share = rate / link.bytes_a_second;
             assert!(share > 0.85, "{mbit} Mbit/s: {share:.2} of the link");
         }
+    }
+
+    #[test]
+    fn an_outage_does_not_change_what_the_link_is_taken_to_hold() {
+        let start = Instant::now();
+        let mut link = Link {
+            bytes_a_second: 125e6,
+            round_trip: Duration::from_millis(25),
+            free_at: start,
+        };
+        let mut window = Window::new(CHUNK, 256 << 20);
+        fill(&mut window, &mut link, start, Duration::from_secs(20));
+        let mut now = start + Duration::from_secs(30);
+        let before = window.size_bytes(now);
+        let sent: Vec<_> = (0..before / CHUNK)
+            .map(|_| window.sent(CHUNK, now))
+            .collect();
+        now += Duration::from_secs(90);
+        for sent in sent {
+            window.delivered(sent, now);
+        }
+        let after = window.size_bytes(now);
+        assert!(
+            (before / 2..=2 * before).contains(&after),
+            "{before} bytes before, {after} after"
+        );
+        let (rate, _) = fill(&mut window, &mut link, now, Duration::from_secs(10));
+        assert!(rate > 0.9 * link.bytes_a_second, "{rate}");
     }
 
     #[test]
