@@ -6,7 +6,7 @@ use super::StateMap;
 use super::span::{Piece, pieces};
 use super::words::{
     CLAIMED, DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PRESENT, SENDING, STATE,
-    WITHDRAWING, WRITE_PAGES, fence,
+    WITHDRAWING, WRITE_PAGES, fence, has_intent,
 };
 use crate::volume::geometry::{BlockRange, RegionIndex};
 
@@ -84,6 +84,25 @@ impl StateMap {
     /// that it has not, for a moment, while somebody tries to withdraw it: it tries again.)
     pub fn write_ready(&self, region: RegionIndex) -> bool {
         self.region(region).load(Ordering::Acquire) & INTENT != 0
+    }
+
+    /// Whether a write of these blocks needs nothing to be prepared.
+    pub fn can_write(&self, blocks: BlockRange) -> bool {
+        pieces(blocks).all(|piece| {
+            let word = self.region(piece.region).load(Ordering::Acquire);
+            word & WRITE_PAGES != 0 && has_intent(word) && word & PRESENT == 0
+        })
+    }
+
+    /// Ends all writes and discards for good, before the map is left: none begins any more. False if
+    /// one is under way.
+    pub fn end_writes(&self) -> bool {
+        for region in self.regions() {
+            self.flag(region, WITHDRAWING);
+        }
+        // As in `withdraw_write_ready`.
+        fence(Ordering::SeqCst);
+        self.under_way().next().is_none()
     }
 
     /// Takes a region's write intent back, if no write is under way there and all its blocks are
