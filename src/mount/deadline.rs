@@ -61,13 +61,22 @@ impl Deadline {
         request: &Request,
         running: impl Future<Output = Outcome>,
     ) -> Outcome {
+        self.keep_since(Instant::now(), request, running).await
+    }
+
+    /// The same for a request that came at `started`.
+    pub(super) async fn keep_since(
+        &self,
+        started: Instant,
+        request: &Request,
+        running: impl Future<Output = Outcome>,
+    ) -> Outcome {
         let device_limit = self.misses.request_limit();
         let Some(limit) = self.limit.into_iter().chain(device_limit).min() else {
             return running.await;
         };
         let longest = (limit * STRETCH_MAX).min(device_limit.unwrap_or(Duration::MAX));
         let mut running = std::pin::pin!(running);
-        let started = Instant::now();
         let mut deadline = started + limit;
         loop {
             if let Ok(outcome) = timeout_at(deadline, &mut running).await {

@@ -1,9 +1,9 @@
 //! Memory for chunks on their way: page-aligned, reused, bounded.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam::queue::ArrayQueue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use crate::volume::Priority;
+use crate::volume::priority_semaphore::{PriorityPermit, PrioritySemaphore};
 
 /// What I/O past the page cache wants, in bytes.
 const ALIGNMENT_BYTES: usize = 4096;
@@ -11,68 +11,105 @@ const ALIGNMENT_BYTES: usize = 4096;
 /// Memory is counted in pieces of this size.
 const PIECE_BYTES: usize = 4096;
 
+/// Above this buffers come in multiples of it, below in powers of two: few sizes, so that free ones
+/// are of use.
+const STEP_BYTES: usize = 64 << 10;
+
+/// The share of the memory that free buffers may keep: one in as many.
+const KEPT_SHARE: usize = 8;
+
 /// How many free buffers are kept.
 const KEPT_MAX: usize = 64;
 
 /// The share of the memory that is kept for those who wait for it: one in as many.
-const DEMAND_SHARE: usize = 4;
+const DEMAND_SHARE: u32 = 4;
 
-/// The buffers of a mount. All of them together never hold more than the limit.
+/// The buffers of a mount. All of them together, free ones included, never hold more than the limit.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    demand: Arc<Semaphore>,
-    bulk: Arc<Semaphore>,
-    free: ArrayQueue<Box<[u8]>>,
-    /// The size of those that are kept.
-    usual_bytes: usize,
+    left: Arc<PrioritySemaphore>,
+    bulk_pieces: u32,
+    free: Mutex<Free>,
+    kept_bytes_max: usize,
 }
 
-/// For whom memory is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// An application waits: this has a share of its own.
-    Demand,
-    /// The background.
-    Bulk,
+#[derive(Debug, Default)]
+struct Free {
+    memory: Vec<Box<[u8]>>,
+    bytes: usize,
 }
 
 impl Buffers {
-    /// Buffers of usually `usual_bytes`, of at most `limit_bytes` together.
-    pub(super) fn new(usual_bytes: usize, limit_bytes: usize) -> Arc<Self> {
-        let pieces = (limit_bytes / PIECE_BYTES).min(Semaphore::MAX_PERMITS);
+    /// Buffers of at most `limit_bytes` together.
+    pub(super) fn new(limit_bytes: usize) -> Arc<Self> {
+        let kept_bytes_max = limit_bytes / KEPT_SHARE;
+        let pieces = (limit_bytes - kept_bytes_max) / PIECE_BYTES;
+        let pieces = u32::try_from(pieces).unwrap_or(u32::MAX);
         let demand = pieces / DEMAND_SHARE;
         Arc::new(Self {
-            demand: Arc::new(Semaphore::new(demand)),
-            bulk: Arc::new(Semaphore::new(pieces - demand)),
-            free: ArrayQueue::new(KEPT_MAX),
-            usual_bytes,
+            left: PrioritySemaphore::new(pieces, demand),
+            bulk_pieces: pieces - demand,
+            free: Mutex::default(),
+            kept_bytes_max,
         })
     }
 
+    /// How many buffers of `len_bytes` the background can hold at once.
+    pub(super) fn bulk_buffers(&self, len_bytes: usize) -> u32 {
+        self.bulk_pieces / pieces(capacity_of(len_bytes))
+    }
+
     /// A buffer of `len_bytes`, as soon as there is room. What it holds is whatever it held before.
-    pub(super) async fn take(self: &Arc<Self>, len_bytes: usize, purpose: Purpose) -> Buffer {
-        let budget = match purpose {
-            Purpose::Demand => &self.demand,
-            Purpose::Bulk => &self.bulk,
-        };
-        // As much as there will ever be is enough for one.
-        let pieces = len_bytes.div_ceil(PIECE_BYTES) as u32;
-        let permit = budget.clone().acquire_many_owned(pieces).await.ok();
-        let usual = len_bytes <= self.usual_bytes;
-        let capacity = if usual { self.usual_bytes } else { len_bytes };
-        let memory = match self.free.pop() {
-            Some(memory) if usual => memory,
-            _ => vec![0; capacity + ALIGNMENT_BYTES].into_boxed_slice(),
-        };
+    pub(super) async fn take(self: &Arc<Self>, len_bytes: usize, priority: Priority) -> Buffer {
+        let capacity = capacity_of(len_bytes);
+        let permit = self.left.acquire(pieces(capacity), priority).await;
+        let memory = self
+            .free()
+            .take(capacity)
+            .unwrap_or_else(|| vec![0; capacity].into_boxed_slice());
         Buffer {
             start: memory.as_ptr().align_offset(ALIGNMENT_BYTES),
             memory: Some(memory),
             len_bytes,
-            usual,
             pool: Arc::clone(self),
             _permit: permit,
         }
     }
+
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Free {
+    fn take(&mut self, capacity: usize) -> Option<Box<[u8]>> {
+        let mut newest_first = self.memory.iter().enumerate().rev();
+        let (at, _) = newest_first.find(|(_, memory)| memory.len() == capacity)?;
+        let memory = self.memory.swap_remove(at);
+        self.bytes -= capacity;
+        Some(memory)
+    }
+
+    fn keep(&mut self, memory: Box<[u8]>, bytes_max: usize) {
+        if self.memory.len() < KEPT_MAX && self.bytes + memory.len() <= bytes_max {
+            self.bytes += memory.len();
+            self.memory.push(memory);
+        }
+    }
+}
+
+/// How much memory a buffer of this length takes, with room to align it.
+fn capacity_of(len_bytes: usize) -> usize {
+    let len_bytes = if len_bytes > STEP_BYTES {
+        len_bytes.next_multiple_of(STEP_BYTES)
+    } else {
+        len_bytes.next_power_of_two().max(PIECE_BYTES)
+    };
+    len_bytes + ALIGNMENT_BYTES
+}
+
+fn pieces(capacity: usize) -> u32 {
+    u32::try_from(capacity / PIECE_BYTES).unwrap_or(u32::MAX)
 }
 
 /// Page-aligned memory that goes back to its pool.
@@ -81,9 +118,8 @@ pub(super) struct Buffer {
     memory: Option<Box<[u8]>>,
     start: usize,
     len_bytes: usize,
-    usual: bool,
     pool: Arc<Buffers>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: PriorityPermit,
 }
 
 impl Buffer {
@@ -102,8 +138,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let (true, Some(memory)) = (self.usual, self.memory.take()) {
-            let _ = self.pool.free.push(memory);
+        if let Some(memory) = self.memory.take() {
+            self.pool.free().keep(memory, self.pool.kept_bytes_max);
         }
     }
 }
@@ -113,14 +149,18 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    const LEN: usize = 60 << 10;
+
     #[tokio::test]
     async fn the_limit_holds_and_demand_has_a_share_of_its_own() {
-        let buffers = Buffers::new(64 << 10, 256 << 10);
+        // An eighth is kept, a quarter of the rest is for demand: 3 of these for bulk, 1 for demand.
+        let buffers = Buffers::new(320 << 10);
+        assert_eq!(buffers.bulk_buffers(LEN), 3);
         let mut held = Vec::new();
         for _ in 0..3 {
-            held.push(buffers.take(64 << 10, Purpose::Bulk).await);
+            held.push(buffers.take(LEN, Priority::Pull).await);
         }
-        let fourth = buffers.take(64 << 10, Purpose::Bulk);
+        let fourth = buffers.take(LEN, Priority::Pull);
         tokio::pin!(fourth);
         assert!(
             tokio::time::timeout(Duration::from_millis(20), &mut fourth)
@@ -128,11 +168,41 @@ mod tests {
                 .is_err(),
             "bulk waits"
         );
-        let demand = buffers.take(64 << 10, Purpose::Demand).await;
+        let demand = buffers.take(LEN, Priority::Demand).await;
         assert_eq!(demand.bytes().as_ptr().align_offset(4096), 0);
+        drop(demand);
         held.pop();
         let mut fourth = fourth.await;
         fourth.bytes_mut().fill(1);
-        assert_eq!(fourth.bytes().len(), 64 << 10);
+        assert_eq!(fourth.bytes().len(), LEN);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_for_later_is_within_the_limit_and_of_use() {
+        let buffers = Buffers::new(2 << 20);
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(buffers.take(LEN, Priority::Pull).await);
+        }
+        let last = held[7].bytes().as_ptr();
+        drop(held.split_off(7));
+        assert_eq!(
+            buffers.take(LEN, Priority::Pull).await.bytes().as_ptr(),
+            last
+        );
+        drop(held);
+        let free = buffers.free();
+        assert_eq!(
+            free.bytes,
+            free.memory.iter().map(|it| it.len()).sum::<usize>()
+        );
+        assert!(free.bytes > 0 && free.bytes <= (2 << 20) / KEPT_SHARE);
+    }
+
+    #[tokio::test]
+    async fn a_buffer_larger_than_all_there_is_comes_alone() {
+        let buffers = Buffers::new(64 << 10);
+        let large = buffers.take(1 << 20, Priority::Demand).await;
+        assert_eq!(large.bytes().len(), 1 << 20);
     }
 }

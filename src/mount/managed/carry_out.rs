@@ -1,13 +1,14 @@
 //! Whole requests on this side, for machines where queues have no ring (containers often forbid
 //! io_uring).
 
+use std::io;
 use std::sync::Arc;
 
 use super::Shared;
-use super::buffers::Purpose;
+use super::serve::Serving;
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::managed::queue::touched_blocks;
-use crate::volume::{Backend, Op, Outcome, Request, RequestMemory};
+use crate::volume::{Backend, Op, Outcome, Priority, Request, RequestMemory};
 
 /// The store takes no parts of a sector.
 const SECTOR_BYTES: usize = 512;
@@ -16,15 +17,24 @@ impl Shared {
     /// Does what the request asks for.
     pub(super) async fn carry_out(
         self: &Arc<Self>,
-        request: &Request,
+        serving: &Serving,
         memory: &mut RequestMemory,
     ) -> Outcome {
-        self.make_possible(request).await?;
-        match request.op {
-            Op::Read => self.read_stored(request, memory).await,
-            Op::Write => self.write_stored(request, memory).await,
-            Op::Flush | Op::Discard | Op::WriteZeroes => Ok(()),
+        let request = &serving.request;
+        let hit = request.op == Op::Read && self.store.map.is_present(touched_blocks(request));
+        if let (Op::Read | Op::Write, Some(touched)) = (request.op, &self.store.touched) {
+            touched.note(request.offset, request.len_bytes);
         }
+        self.make_possible(serving).await?;
+        match request.op {
+            Op::Read => self.read_stored(request, memory).await?,
+            Op::Write => self.write_stored(serving, memory).await?,
+            Op::Flush | Op::Discard | Op::WriteZeroes => {}
+        }
+        if hit {
+            self.store.hits.note(serving.since.elapsed());
+        }
+        Ok(())
     }
 
     async fn read_stored(
@@ -34,12 +44,12 @@ impl Shared {
     ) -> Outcome {
         let blocks = touched_blocks(request);
         let (start, len) = (blocks.first.start().0, blocks.len() * BLOCK_BYTES);
-        let mut buffer = self.buffers.take(len as usize, Purpose::Demand).await;
+        let mut buffer = self.buffers.take(len as usize, Priority::Demand).await;
         let shared = Arc::clone(self);
         let buffer = self
             .tasks
             .blocking(move || {
-                shared.store.data.read_at(buffer.bytes_mut(), start)?;
+                shared.read_store(buffer.bytes_mut(), start)?;
                 Ok(buffer)
             })
             .await
@@ -50,11 +60,20 @@ impl Shared {
         Ok(())
     }
 
-    async fn write_stored(self: &Arc<Self>, request: &Request, memory: &RequestMemory) -> Outcome {
+    /// Reads whole blocks of the store, which has all of them.
+    pub(super) fn read_store(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.store.data.read_at(to, offset)? < to.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    async fn write_stored(self: &Arc<Self>, serving: &Serving, memory: &RequestMemory) -> Outcome {
+        let request = &serving.request;
         let (offset, len) = (request.offset.0, request.len_bytes as usize);
         // A request that ends with the resource may end within a sector; zeros follow there.
         let stored = len.next_multiple_of(SECTOR_BYTES);
-        let mut buffer = self.buffers.take(stored, Purpose::Demand).await;
+        let mut buffer = self.buffers.take(stored, Priority::Demand).await;
         buffer.bytes_mut()[..len].copy_from_slice(&memory.bytes()[..len]);
         buffer.bytes_mut()[len..].fill(0);
         let blocks = touched_blocks(request);
@@ -75,7 +94,7 @@ impl Shared {
             .await
             .map_err(|error| self.store_failed("write", offset, len, &error))?;
         if request.fua {
-            self.flush().await?;
+            self.flush(serving).await?;
         }
         Ok(())
     }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
 use super::Shared;
-use super::buffers::{Buffer, Purpose};
+use super::buffers::Buffer;
 use super::flow::UnderWay;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange, ChunkIndex};
 use crate::volume::{Backend, Errno, Outcome, Priority};
@@ -17,6 +17,8 @@ use crate::volume::{Backend, Errno, Outcome, Priority};
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
     by_chunk: Mutex<HashMap<ChunkIndex, Arc<Fetch>>>,
+    /// Those that began as read-ahead.
+    ahead: AtomicU32,
 }
 
 impl Fetches {
@@ -28,16 +30,65 @@ impl Fetches {
     pub(super) fn count(&self) -> usize {
         self.lock().len()
     }
+
+    /// How many of them nobody had asked for, but probably will.
+    pub(super) fn ahead(&self) -> u32 {
+        self.ahead.load(Ordering::Relaxed)
+    }
+
+    /// Takes a fetch out that nobody waits for; false if somebody does.
+    fn give_up(&self, fetch: &Fetch) -> bool {
+        let mut fetches = self.lock();
+        let given_up = fetch.waiters.load(Ordering::Relaxed) == 0;
+        if given_up {
+            fetches.remove(&fetch.chunk);
+        }
+        given_up
+    }
 }
 
 /// Blocks of one chunk on their way into the store.
 #[derive(Debug)]
-pub(super) struct Fetch {
+struct Fetch {
     chunk: ChunkIndex,
     blocks: BlockRange,
+    /// What it began as.
+    first: Priority,
     urgency: AtomicU8,
     raised: Notify,
+    waiters: AtomicU32,
+    /// Nobody waits any more.
+    left: Notify,
     outcome: watch::Sender<Option<Outcome>>,
+}
+
+/// One who waits for a fetch.
+#[derive(Debug)]
+pub(super) struct Waiter(Arc<Fetch>);
+
+impl Waiter {
+    /// The table is locked, or the fetch is not in it yet.
+    fn new(fetch: &Arc<Fetch>) -> Self {
+        fetch.waiters.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(fetch))
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn ended(&self) -> Outcome {
+        let mut outcome = self.0.outcome.subscribe();
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => (*outcome).unwrap_or(Err(Errno::EIO)),
+            Err(_) => Err(Errno::EIO),
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.0.waiters.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.left.notify_one();
+        }
+    }
 }
 
 impl Fetch {
@@ -45,8 +96,11 @@ impl Fetch {
         Self {
             chunk,
             blocks,
+            first: priority,
             urgency: AtomicU8::new(priority as u8),
             raised: Notify::new(),
+            waiters: AtomicU32::new(0),
+            left: Notify::new(),
             outcome: watch::Sender::new(None),
         }
     }
@@ -66,46 +120,86 @@ impl Fetch {
         }
     }
 
-    /// Waits until it has ended.
-    pub(super) async fn ended(&self) -> Outcome {
-        let mut outcome = self.outcome.subscribe();
-        match outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => (*outcome).unwrap_or(Err(Errno::EIO)),
-            Err(_) => Err(Errno::EIO),
+    async fn raised_above(&self, priority: Priority) {
+        while self.priority() >= priority {
+            self.raised.notified().await;
         }
     }
 }
 
+/// A fetch that runs. However it ends, it leaves the table, and those who wait are told.
+struct Running {
+    shared: Arc<Shared>,
+    fetch: Arc<Fetch>,
+}
+
+impl Running {
+    fn new(shared: Arc<Shared>, fetch: Arc<Fetch>) -> Self {
+        if fetch.first == Priority::ReadAhead {
+            shared.fetches.ahead.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { shared, fetch }
+    }
+
+    fn end(&self, outcome: Outcome) {
+        let mut fetches = self.shared.fetches.lock();
+        let ours = |it: &Arc<Fetch>| Arc::ptr_eq(it, &self.fetch);
+        if fetches.get(&self.fetch.chunk).is_some_and(ours) {
+            fetches.remove(&self.fetch.chunk);
+        }
+        drop(fetches);
+        self.fetch.outcome.send_if_modified(|ended| {
+            let first = ended.is_none();
+            ended.get_or_insert(outcome);
+            first
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.fetch.first == Priority::ReadAhead {
+            self.shared.fetches.ahead.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.end(Err(Errno::EIO));
+    }
+}
+
 impl Shared {
-    /// The fetch of this chunk: the one that there is, or a new one for `blocks`, all of them in the
-    /// chunk.
+    /// Waits for the fetch of this chunk: the one that there is, or a new one for `blocks`, all of
+    /// them in the chunk.
     pub(super) fn fetch(
         self: &Arc<Self>,
         chunk: ChunkIndex,
         blocks: BlockRange,
         priority: Priority,
-    ) -> Arc<Fetch> {
+    ) -> Waiter {
         let mut fetches = self.fetches.lock();
         if let Some(fetch) = fetches.get(&chunk) {
+            let waiter = Waiter::new(fetch);
             fetch.raise(priority);
-            return Arc::clone(fetch);
+            return waiter;
         }
         let fetch = Arc::new(Fetch::new(chunk, blocks, priority));
+        let waiter = Waiter::new(&fetch);
         fetches.insert(chunk, Arc::clone(&fetch));
         drop(fetches);
-        let (shared, running) = (Arc::clone(self), Arc::clone(&fetch));
+        let running = Running::new(Arc::clone(self), fetch);
         self.tasks.spawn(async move {
-            let outcome = shared.run_fetch(&running).await;
-            shared.fetches.lock().remove(&running.chunk);
-            running.outcome.send_replace(Some(outcome));
+            let (shared, fetch) = (&running.shared, &running.fetch);
+            let outcome = shared.run_fetch(fetch).await;
+            shared.chunk_filled(fetch.chunk).await;
+            running.end(outcome);
         });
-        fetch
+        waiter
     }
 
     async fn run_fetch(self: &Arc<Self>, fetch: &Fetch) -> Outcome {
         let blocks = fetch.blocks;
         let (offset, len) = self.bytes_of(blocks);
-        let (mut buffer, under_way) = self.turn(fetch, blocks, len).await;
+        let Some((mut buffer, under_way)) = self.turn(fetch, len).await else {
+            return Err(Errno::EIO);
+        };
         let to = &mut buffer.bytes_mut()[..len];
         let count = self
             .origin
@@ -117,41 +211,51 @@ impl Shared {
         self.counters.fetched(len as u64);
         // What is past the end of what the origin has reads as zeros (L9).
         buffer.bytes_mut()[count.min(len)..].fill(0);
-        let (shared, chunk) = (Arc::clone(self), fetch.chunk);
+        let shared = Arc::clone(self);
         self.tasks
-            .blocking(move || {
-                shared.fill(blocks, &buffer)?;
-                shared.chunk_filled(chunk);
-                Ok(())
-            })
+            .blocking(move || shared.fill(blocks, &buffer))
             .await
             .map_err(|error| self.store_failed("fill", offset, len, &error))
     }
 
-    /// Waits for memory and for the link, unless somebody urgent waits for the chunk.
-    async fn turn(&self, fetch: &Fetch, blocks: BlockRange, len: usize) -> (Buffer, UnderWay<'_>) {
-        let buffer_bytes = (blocks.len() * BLOCK_BYTES) as usize;
-        if fetch.priority() != Priority::Demand {
-            let bulk = async {
-                if fetch.priority() == Priority::Pull {
-                    self.pull_rate.pass(len as u64).await;
-                }
-                let buffer = self.buffers.take(buffer_bytes, Purpose::Bulk).await;
-                let way = self.downlink.go_when_free(len as u64, fetch.priority());
-                (buffer, way.await)
-            };
-            let urgent = async {
-                while fetch.priority() != Priority::Demand {
-                    fetch.raised.notified().await;
-                }
-            };
+    /// Waits for memory and for the link, unless somebody urgent waits for the chunk. `None`: nobody
+    /// waits for it any more.
+    async fn turn(&self, fetch: &Fetch, len: usize) -> Option<(Buffer, UnderWay<'_>)> {
+        let buffer_bytes = (fetch.blocks.len() * BLOCK_BYTES) as usize;
+        loop {
+            let priority = fetch.priority();
+            if priority == Priority::Demand {
+                break;
+            }
             tokio::select! {
-                turn = bulk => return turn,
-                () = urgent => {}
+                turn = self.bulk_turn(priority, buffer_bytes, len as u64) => return Some(turn),
+                () = fetch.raised_above(priority) => {}
             }
         }
-        let buffer = self.buffers.take(buffer_bytes, Purpose::Demand).await;
-        (buffer, self.downlink.go(len as u64))
+        let memory = self.buffers.take(buffer_bytes, Priority::Demand);
+        let mut memory = std::pin::pin!(memory);
+        loop {
+            tokio::select! {
+                buffer = &mut memory => return Some((buffer, self.downlink.go(len as u64))),
+                () = fetch.left.notified() => if self.fetches.give_up(fetch) {
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn bulk_turn(
+        &self,
+        priority: Priority,
+        buffer_bytes: usize,
+        len: u64,
+    ) -> (Buffer, UnderWay<'_>) {
+        if priority == Priority::Pull {
+            self.pull_rate.pass(len).await;
+        }
+        let buffer = self.buffers.take(buffer_bytes, priority).await;
+        let way = self.downlink.go_when_free(len, priority);
+        (buffer, way.await)
     }
 
     /// Where the blocks are in the resource, and how many bytes of them it has.
@@ -186,7 +290,9 @@ impl Shared {
         let mut offset = run.first.start().0;
         for (zeros, part) in runs_of_blocks(bytes) {
             if zeros {
-                self.store.data.discard(offset, part.len() as u64)?;
+                self.store
+                    .data
+                    .write_zeroes(offset, part.len() as u64, false)?;
             } else {
                 self.store.data.write_at(part, offset)?;
             }
@@ -195,12 +301,19 @@ impl Shared {
         Ok(())
     }
 
-    fn chunk_filled(&self, chunk: ChunkIndex) {
-        let Some(hook) = &self.options.hooks.chunk_is_local else {
+    /// Tells, if somebody wants to know, that all of a chunk is local. Nobody waits for him, unless
+    /// he is behind with many.
+    pub(super) async fn chunk_filled(self: &Arc<Self>, chunk: ChunkIndex) {
+        let Some(hook) = self.options.hooks.chunk_is_local.clone() else {
             return;
         };
         if self.store.map.is_present(self.blocks_of(chunk)) {
-            hook(chunk);
+            let turn = self.hook_turns.clone().acquire_owned().await;
+            drop(self.tasks.blocking(move || {
+                hook(chunk);
+                drop(turn);
+                Ok(())
+            }));
         }
     }
 

@@ -38,7 +38,7 @@ impl Flow {
     /// `bytes` go as soon as the link has room for them.
     pub(super) async fn go_when_free(&self, bytes: u64, priority: Priority) -> UnderWay<'_> {
         let is_ahead = priority <= Priority::ReadAhead;
-        let _waiting = is_ahead.then(|| Waiting::new(&self.ahead));
+        let _waiting = is_ahead.then(|| Ahead::new(self));
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
@@ -95,17 +95,87 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-struct Waiting<'a>(&'a AtomicU32);
+/// Read-ahead that waits, until this is dropped. Nobody behind it goes meanwhile.
+struct Ahead<'a>(&'a Flow);
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+impl<'a> Ahead<'a> {
+    fn new(flow: &'a Flow) -> Self {
+        flow.ahead.fetch_add(1, Ordering::Relaxed);
+        Self(flow)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Ahead<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if self.0.ahead.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.moved.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::task::{Context, Poll, Wake};
+
+    use super::*;
+
+    const CHUNK: u64 = 64 << 10;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl Woken {
+        fn poll<T>(self: &Arc<Self>, future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+            let waker = Arc::clone(self).into();
+            match future.poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(value) => Some(value),
+                Poll::Pending => None,
+            }
+        }
+
+        fn take(&self) -> bool {
+            self.0.swap(false, Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn a_pull_waits_for_read_ahead_and_is_woken_when_that_is_given_up() {
+        let (flow, woken) = (Flow::new(CHUNK, 1 << 20), Arc::new(Woken::default()));
+        let under_way = flow.go(1 << 20);
+        let mut ahead = Box::pin(flow.go_when_free(CHUNK, Priority::ReadAhead));
+        assert!(woken.poll(ahead.as_mut()).is_none(), "the window is full");
+        under_way.arrived();
+        woken.take();
+        let mut pull = pin!(flow.go_when_free(CHUNK, Priority::Pull));
+        assert!(woken.poll(pull.as_mut()).is_none(), "read-ahead goes first");
+        assert!(!woken.take());
+        drop(ahead);
+        assert!(woken.take(), "nothing else would wake it");
+        assert!(woken.poll(pull.as_mut()).is_some());
+    }
+
+    #[test]
+    fn what_is_lost_makes_room_as_what_arrives_does() {
+        let (flow, woken) = (Flow::new(CHUNK, 2 * CHUNK), Arc::new(Woken::default()));
+        let (first, second) = (flow.go(CHUNK), flow.go(CHUNK));
+        let mut third = pin!(flow.go_when_free(CHUNK, Priority::Pull));
+        assert!(woken.poll(third.as_mut()).is_none(), "the window is full");
+        drop(first);
+        assert!(woken.take());
+        let _third = woken.poll(third.as_mut()).expect("room");
+        let mut fourth = pin!(flow.go_when_free(CHUNK, Priority::Push));
+        assert!(woken.poll(fourth.as_mut()).is_none(), "it is full again");
+        second.arrived();
+        assert!(woken.take());
+        assert!(woken.poll(fourth.as_mut()).is_some());
     }
 }

@@ -7,13 +7,15 @@
 //! | file | does |
 //! |---|---|
 //! | `serve` | makes requests possible that a queue could not begin |
+//! | `zero` | discards, and writes of zeros |
 //! | `carry_out` | does whole requests, for queues without a ring |
 //! | `fetch` | one fetch a chunk, and how its bytes get into the store |
 //! | `pull`, `order`, `read_ahead` | what is fetched unasked |
-//! | `push` | sweeps of dirty blocks to the origin |
+//! | `push`, `batch` | sweeps of dirty blocks to the origin |
 //! | `checkpoint` | when the store is made durable unasked |
 //! | `window`, `flow`, `rate`, `buffers` | how much of it at once |
 
+mod batch;
 mod buffers;
 mod carry_out;
 mod checkpoint;
@@ -31,17 +33,19 @@ mod slots;
 mod status;
 mod tasks;
 mod window;
+mod zero;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use self::batch::PIECE_BYTES;
 use self::buffers::Buffers;
 use self::fetch::Fetches;
 use self::flow::Flow;
-use self::push::Pushes;
+use self::push::{Pushes, Sweeper};
 use self::rate::RateLimit;
 use self::read_ahead::ReadAhead;
 use self::slots::{SLOTS, Slots};
@@ -57,6 +61,9 @@ use crate::{Context, Error, ErrorKind, Result};
 pub use self::options::{Hook, Hooks, ManagedOptions, WORKERS_MAX};
 pub use self::order::{PriorityFunction, PullOrder};
 pub use self::status::ManagedStatus;
+
+/// How many calls of the hook that a chunk is local run at once.
+const HOOKS_MAX: usize = 16;
 
 /// A managed mount: its volume, and what fills and empties its store. Dropping it ends what is under
 /// way; [`finish`](Self::finish) is the orderly end.
@@ -86,8 +93,13 @@ struct Shared {
     checkpointer: Arc<Checkpointer>,
     geometry: Geometry,
     options: ManagedOptions,
+    read_only: bool,
     /// Whether the queues do the I/O on the store themselves.
     on_rings: bool,
+    /// How many chunks are pulled at once, at most.
+    pull_workers: u32,
+    /// How many runs are pushed at once, at most.
+    push_workers: u32,
     buffers: Arc<Buffers>,
     deadline: Deadline,
     fetches: Fetches,
@@ -98,6 +110,8 @@ struct Shared {
     read_ahead: Mutex<ReadAhead>,
     slots: Slots,
     pushes: Pushes,
+    /// For calls of the hook that a chunk is local.
+    hook_turns: Arc<Semaphore>,
     /// Whether everything is local.
     pulled: watch::Sender<bool>,
     counters: Counters,
@@ -111,7 +125,6 @@ struct Shared {
 struct Counters {
     fetched_bytes: AtomicU64,
     fetches: AtomicU64,
-    pulled_chunks: AtomicU64,
     pushed_bytes: AtomicU64,
     origin_failures: AtomicU64,
     store_failures: AtomicU64,
@@ -137,66 +150,59 @@ impl ManagedMount {
         options: ManagedOptions,
         requests_max: usize,
     ) -> Result<Self> {
+        let on_rings = QueueRing::new(1).is_ok();
+        Self::with_rings(origin, cache, options, requests_max, on_rings)
+    }
+
+    /// The same, where the queues are to do no I/O: the store is read and written on the runtime's
+    /// pool of threads, as it is anyway where the kernel gives no ring.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_without_rings(
+        origin: &Resource,
+        cache: OpenedCache,
+        options: ManagedOptions,
+        requests_max: usize,
+    ) -> Result<Self> {
+        Self::with_rings(origin, cache, options, requests_max, false)
+    }
+
+    fn with_rings(
+        origin: &Resource,
+        cache: OpenedCache,
+        options: ManagedOptions,
+        requests_max: usize,
+        on_rings: bool,
+    ) -> Result<Self> {
         options.check()?;
-        let backend = origin.as_async();
-        let geometry = origin.geometry;
-        let touched = match options.record_heat {
-            None => None,
-            Some(_) => Some(
-                Touched::new(geometry.device_bytes(), options.chunk_bytes).ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::InvalidInput,
-                        "the volume has too many chunks to record which are touched: use a larger --chunk-size",
-                    )
-                })?,
-            ),
-        };
         let misses = Arc::new(MissQueue::new(requests_max.min(MISSES_MAX)));
         let store = Arc::new(ManagedStore::new(
             cache.data,
             cache.map,
-            geometry,
+            origin.geometry,
             misses,
             options.durability,
-            touched,
+            touched(&options, &origin.geometry)?,
         ));
         let slots = store
             .take_slots(SLOTS)
             .context_io(|| "cannot serve the local store")?;
-        let bulk_limit = options.memory_limit_bytes / 2;
-        let shared = Arc::new(Shared {
-            buffers: Buffers::new(
-                options.chunk_bytes.max(push::PIECE_BYTES) as usize,
-                usize::try_from(options.memory_limit_bytes).unwrap_or(usize::MAX),
-            ),
-            deadline: Deadline::new(options.io_timeout, Arc::clone(&store.misses)),
-            fetches: Fetches::default(),
-            downlink: Flow::new(options.chunk_bytes, bulk_limit),
-            uplink: Flow::new(options.chunk_bytes.max(push::PIECE_BYTES), bulk_limit),
-            pull_rate: RateLimit::new(options.pull_rate),
-            push_rate: RateLimit::new(options.push_rate),
-            read_ahead: Mutex::default(),
-            slots: Slots::new(slots),
-            pushes: Pushes::new(),
-            pulled: watch::Sender::new(false),
-            counters: Counters::default(),
-            miss_times: Latencies::default(),
-            last_error: Mutex::default(),
-            tasks: Tasks::default(),
-            checkpointer: Arc::new(cache.checkpointer),
-            origin: backend,
-            store: Arc::clone(&store),
-            geometry,
+        let shared = Arc::new(Shared::new(
+            origin,
+            Arc::clone(&store),
+            cache.checkpointer,
             options,
-            on_rings: QueueRing::new(1).is_ok(),
-        });
-        shared.start_tasks(origin.read_only);
-        let store = match shared.on_rings {
+            slots,
+            on_rings,
+        ));
+        shared.start_tasks();
+        let store = match on_rings {
             true => Store::Managed(store),
             // As if the store were somewhere else.
             false => Store::Async(Arc::clone(&store.misses)),
         };
-        let volume = Volume::new(store, geometry, origin.read_only, true);
+        let volume = Volume::new(store, origin.geometry, origin.read_only, true);
         Ok(Self {
             volume: Arc::new(volume),
             shared,
@@ -232,7 +238,6 @@ impl ManagedMount {
         }
         let pushed_before = shared.counters.pushed_bytes.load(Ordering::Relaxed);
         shared
-            .pushes
             .sweep_all()
             .await
             .context_io(|| "cannot make local writes durable at the origin")?;
@@ -287,10 +292,12 @@ impl ManagedMount {
 
     /// Ends the mount, after its device is gone: what was touched is recorded, the store is made
     /// durable. Dirty blocks stay dirty in the store; [`sync`](Self::sync) comes first where they are
-    /// to reach the origin.
+    /// to reach the origin. Writes that come later fail.
     ///
     /// # Errors
-    /// When the hook, the store or the record fails. Everything is done all the same.
+    /// When the hook, the store or the record fails; everything is done all the same. `Busy` when a
+    /// write is under way on a queue: then the store is durable, but only a process that goes on for
+    /// this one knows of that write.
     pub async fn finish(&self) -> Result<()> {
         let shared = &self.shared;
         let mut result = Ok(());
@@ -303,9 +310,7 @@ impl ManagedMount {
             let saved = order::save(path, &touched.order(), shared.options.chunk_bytes);
             result = result.and(saved);
         }
-        let checkpointer = Arc::clone(&shared.checkpointer);
-        let closed = shared.tasks.blocking(move || checkpointer.close()).await;
-        result.and(closed.context_io(|| "cannot make the local store durable"))
+        result.and(shared.close().await)
     }
 }
 
@@ -316,12 +321,86 @@ impl Drop for ManagedMount {
 }
 
 impl Shared {
-    fn start_tasks(self: &Arc<Self>, read_only: bool) {
+    fn new(
+        origin: &Resource,
+        store: Arc<ManagedStore>,
+        checkpointer: Checkpointer,
+        options: ManagedOptions,
+        slots: u32,
+        on_rings: bool,
+    ) -> Self {
+        let backend = origin.as_async();
+        let chunk_bytes = options.chunk_bytes;
+        let piece_bytes = chunk_bytes.max(PIECE_BYTES);
+        let buffers =
+            Buffers::new(usize::try_from(options.memory_limit_bytes).unwrap_or(usize::MAX));
+        // Neither has all of the memory, nor all calls of the backend, while it waits for the link.
+        let half = |buffer_bytes| (buffers.bulk_buffers(buffer_bytes) / 2).max(1);
+        let calls = (backend.capabilities().max_concurrency / 2).max(1);
+        let bulk_limit = options.memory_limit_bytes / 2;
+        Self {
+            pull_workers: options
+                .pull_workers
+                .min(half(chunk_bytes as usize))
+                .min(calls),
+            push_workers: options.push_workers.min(half(piece_bytes as usize)),
+            deadline: Deadline::new(options.io_timeout, Arc::clone(&store.misses)),
+            fetches: Fetches::default(),
+            downlink: Flow::new(chunk_bytes, bulk_limit),
+            uplink: Flow::new(piece_bytes, bulk_limit),
+            pull_rate: RateLimit::new(options.pull_rate),
+            push_rate: RateLimit::new(options.push_rate),
+            read_ahead: Mutex::default(),
+            slots: Slots::new(slots),
+            pushes: Pushes::new(),
+            hook_turns: Arc::new(Semaphore::new(HOOKS_MAX)),
+            pulled: watch::Sender::new(false),
+            counters: Counters::default(),
+            miss_times: Latencies::default(),
+            last_error: Mutex::default(),
+            tasks: Tasks::default(),
+            checkpointer: Arc::new(checkpointer),
+            origin: backend,
+            geometry: origin.geometry,
+            read_only: origin.read_only,
+            store,
+            options,
+            on_rings,
+            buffers,
+        }
+    }
+
+    fn start_tasks(self: &Arc<Self>) {
         self.tasks.spawn(serve::serve(Arc::clone(self)));
         self.tasks.spawn(pull::pull(Arc::clone(self)));
         self.tasks.spawn(checkpoint::keep_durable(Arc::clone(self)));
-        if !read_only {
-            self.tasks.spawn(push::push(Arc::clone(self)));
+        if !self.read_only {
+            self.tasks.spawn(Sweeper::new(Arc::clone(self)).push());
+        }
+    }
+
+    /// The last checkpoint.
+    async fn close(self: &Arc<Self>) -> Result<()> {
+        let shared = Arc::clone(self);
+        let close = move || {
+            let idle = shared.store.map.end_writes();
+            match idle {
+                true => shared.checkpointer.close()?,
+                false => shared.checkpointer.checkpoint()?,
+            }
+            Ok(idle)
+        };
+        let idle = self
+            .tasks
+            .blocking(close)
+            .await
+            .context_io(|| "cannot make the local store durable")?;
+        match idle {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Busy,
+                "a write is under way on the volume whose mount ends",
+            )),
         }
     }
 
@@ -342,6 +421,20 @@ impl Shared {
     fn note_error(&self, error: String) {
         *lock(&self.last_error) = Some(error);
     }
+}
+
+/// Where to note which chunks are touched, if that is wanted.
+fn touched(options: &ManagedOptions, geometry: &Geometry) -> Result<Option<Touched>> {
+    if options.record_heat.is_none() {
+        return Ok(None);
+    }
+    let touched = Touched::new(geometry.device_bytes(), options.chunk_bytes);
+    touched.map(Some).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            "the volume has too many chunks to record which are touched: use a larger --chunk-size",
+        )
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

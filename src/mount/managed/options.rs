@@ -97,7 +97,7 @@ impl ManagedOptions {
                 ));
             }
         }
-        let least = MEMORY_CHUNKS_MIN * chunk.max(super::push::PIECE_BYTES);
+        let least = MEMORY_CHUNKS_MIN * chunk.max(super::batch::PIECE_BYTES);
         if self.memory_limit_bytes < least {
             return bad(format!(
                 "a memory limit of {} bytes is below the {least} that chunks of {chunk} bytes need",

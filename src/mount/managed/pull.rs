@@ -1,7 +1,6 @@
 //! The background pull: brings in what nobody has asked for yet.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -22,7 +21,7 @@ pub(super) async fn pull(shared: Arc<Shared>) {
     if matches!(shared.options.pull, PullOrder::Nothing) {
         return;
     }
-    let workers = Arc::new(Semaphore::new(shared.options.pull_workers as usize));
+    let workers = Arc::new(Semaphore::new(shared.pull_workers as usize));
     let chunk_bytes = shared.options.chunk_bytes;
     for chunk in shared.options.pull.first(&shared.geometry, chunk_bytes) {
         shared.pull_chunk(chunk, &workers).await;
@@ -30,7 +29,7 @@ pub(super) async fn pull(shared: Arc<Shared>) {
     loop {
         shared.pull_rest(&workers).await;
         // All workers idle: nothing is under way any more.
-        drop(workers.acquire_many(shared.options.pull_workers).await);
+        drop(workers.acquire_many(shared.pull_workers).await);
         if shared
             .store
             .map
@@ -71,16 +70,11 @@ impl Shared {
             return;
         };
         let fetch = self.fetch(chunk, absent, Priority::Pull);
-        let shared = Arc::clone(self);
         self.tasks.spawn(async move {
             if fetch.ended().await.is_err() {
                 // A failing origin is not asked as fast as it can fail.
                 tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
             }
-            shared
-                .counters
-                .pulled_chunks
-                .fetch_add(1, Ordering::Relaxed);
             drop(worker);
         });
     }
@@ -111,12 +105,23 @@ impl Shared {
                     .tasks
                     .blocking(move || shared.fill_with_zeros(blocks))
                     .await;
-                if let Err(error) = filled {
-                    let _ = self.store_failed("hole", range.start, len as usize, &error);
+                match filled {
+                    Ok(()) => self.chunks_filled(blocks).await,
+                    Err(error) => {
+                        let _ = self.store_failed("hole", range.start, len as usize, &error);
+                    }
                 }
             }
         }
         end
+    }
+
+    async fn chunks_filled(self: &Arc<Self>, blocks: BlockRange) {
+        if self.options.hooks.chunk_is_local.is_some() {
+            for (chunk, _) in blocks.by_chunk(self.options.chunk_bytes) {
+                self.chunk_filled(chunk).await;
+            }
+        }
     }
 
     fn fill_with_zeros(&self, blocks: BlockRange) -> std::io::Result<()> {
@@ -128,7 +133,7 @@ impl Shared {
         let claim = map.claim_fill(blocks);
         let done = claim.runs().iter().try_for_each(|run| {
             let (offset, len) = (run.first.start().0, run.len() * BLOCK_BYTES);
-            self.store.data.discard(offset, len)
+            self.store.data.write_zeroes(offset, len, false)
         });
         map.finish_fill(claim, done.is_ok());
         self.store.claim_released();

@@ -4,14 +4,16 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::Shared;
+use super::fetch::Waiter;
 use super::slots::Slot;
-use crate::volume::geometry::{BLOCK_BYTES, BlockRange, ByteOffset};
+use crate::volume::geometry::{BlockRange, ChunkIndex};
 use crate::volume::managed::queue::{edges_of, touched_blocks};
-use crate::volume::state_map::{WriteStart, ZeroStart};
-use crate::volume::{Backend, Durability, Errno, Miss, Op, Outcome, Priority, Request};
+use crate::volume::state_map::WriteStart;
+use crate::volume::{Durability, Errno, Miss, Op, Outcome, Priority, Request};
 
 /// Takes requests as they come and serves each in a task of its own. The device's tags bound how
 /// many there are.
@@ -23,6 +25,13 @@ pub(super) async fn serve(shared: Arc<Shared>) {
     }
 }
 
+/// A request that is being served, and since when.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Serving {
+    pub(super) request: Request,
+    pub(super) since: Instant,
+}
+
 impl Shared {
     async fn answer(self: Arc<Self>, miss: Miss) {
         let Miss {
@@ -30,78 +39,115 @@ impl Shared {
             mut memory,
             answer,
         } = miss;
-        let since = Instant::now();
-        let serving = async {
-            if self.on_rings {
-                self.make_possible(&request).await
-            } else {
-                self.carry_out(&request, &mut memory).await
-            }
+        let serving = Serving {
+            request,
+            since: Instant::now(),
         };
-        let outcome = self.deadline.keep(&request, serving).await;
-        if request.op == Op::Read {
-            self.store.missed.fetch_add(1, Ordering::Relaxed);
-            self.miss_times.note(since.elapsed());
-        }
+        let outcome = if self.on_rings {
+            self.make_possible(&serving).await
+        } else {
+            self.carry_out(&serving, &mut memory).await
+        };
         answer.send(memory, outcome);
     }
 
-    pub(super) async fn make_possible(self: &Arc<Self>, request: &Request) -> Outcome {
-        match request.op {
-            Op::Read => self.make_readable(request).await,
-            Op::Write => self.make_writable(request).await,
-            Op::Flush => self.flush().await,
-            Op::Discard | Op::WriteZeroes => self.zero(request).await,
+    pub(super) async fn make_possible(self: &Arc<Self>, serving: &Serving) -> Outcome {
+        match serving.request.op {
+            Op::Read => self.make_readable(serving).await,
+            Op::Write => self.make_writable(serving).await,
+            Op::Flush => self.flush(serving).await,
+            Op::Discard | Op::WriteZeroes => self.zero(serving).await,
         }
     }
 
-    async fn make_readable(self: &Arc<Self>, request: &Request) -> Outcome {
-        let blocks = touched_blocks(request);
-        self.read_ahead_of(request);
-        self.make_present(blocks, Priority::Demand, true).await
+    /// Waits for the origin, but not for ever: only that has a deadline. What is done to the local
+    /// store ends by itself, and nobody may be told that it failed who could then be overtaken by it.
+    async fn in_time(&self, serving: &Serving, waiting: impl Future<Output = Outcome>) -> Outcome {
+        self.deadline
+            .keep_since(serving.since, &serving.request, waiting)
+            .await
+    }
+
+    async fn make_readable(self: &Arc<Self>, serving: &Serving) -> Outcome {
+        let blocks = touched_blocks(&serving.request);
+        if self.store.map.is_present(blocks) {
+            return Ok(());
+        }
+        let fetches = self.start_fetches(blocks, Whole::Chunks);
+        self.read_ahead_of(&serving.request);
+        let outcome = self
+            .in_time(serving, self.make_present(blocks, Whole::Chunks))
+            .await;
+        drop(fetches);
+        self.store.missed.fetch_add(1, Ordering::Relaxed);
+        self.miss_times.note(serving.since.elapsed());
+        outcome
     }
 
     /// Fetches the edges of which the write has only a part, and gets the regions ready.
-    async fn make_writable(self: &Arc<Self>, request: &Request) -> Outcome {
-        for edge in edges_of(request, &self.geometry).into_iter().flatten() {
-            self.make_present(edge, Priority::Demand, false).await?;
-        }
+    async fn make_writable(self: &Arc<Self>, serving: &Serving) -> Outcome {
+        let request = &serving.request;
+        self.make_edges_present(serving, request).await?;
         let blocks = touched_blocks(request);
         self.make_write_ready(blocks).await?;
-        if !self.store.map.is_present(blocks) {
-            self.store
-                .claims_free(|| !self.store.map.is_claimed(blocks))
-                .await;
-        }
+        self.store
+            .claims_free(|| !self.store.map.is_claimed(blocks))
+            .await;
         Ok(())
     }
 
-    /// Brings the blocks into the store; with their whole chunks, or alone.
-    pub(super) async fn make_present(
+    /// Fetches the blocks of which `request`, which is the one that is served or a part of it, has
+    /// only a part.
+    pub(super) async fn make_edges_present(
         self: &Arc<Self>,
-        blocks: BlockRange,
-        priority: Priority,
-        whole_chunks: bool,
+        serving: &Serving,
+        request: &Request,
     ) -> Outcome {
-        let wanted = |chunk, part| match whole_chunks {
-            true => self.absent_within(self.blocks_of(chunk)),
-            false => self.absent_within(part),
-        };
-        // All of them are under way before the first is waited for.
-        for (chunk, part) in blocks.by_chunk(self.options.chunk_bytes) {
-            if !self.store.map.is_present(part)
-                && let Some(absent) = wanted(chunk, part)
-            {
-                self.fetch(chunk, absent, priority);
-            }
+        let edges = edges_of(request, &self.geometry);
+        let absent = |edge: &BlockRange| !self.store.map.is_present(*edge);
+        if !edges.iter().flatten().any(absent) {
+            return Ok(());
         }
+        let present = async {
+            // Both are under way before the first is waited for.
+            let fetches = edges.map(|edge| Some(self.start_fetches(edge?, Whole::Nothing)));
+            for edge in edges.into_iter().flatten() {
+                self.make_present(edge, Whole::Nothing).await?;
+            }
+            drop(fetches);
+            Ok(())
+        };
+        self.in_time(serving, present).await
+    }
+
+    /// Starts to fetch what is absent of the blocks.
+    fn start_fetches(self: &Arc<Self>, blocks: BlockRange, whole: Whole) -> Vec<Waiter> {
+        blocks
+            .by_chunk(self.options.chunk_bytes)
+            .filter(|(_, part)| !self.store.map.is_present(*part))
+            .filter_map(|(chunk, part)| {
+                let absent = self.wanted(chunk, part, whole)?;
+                Some(self.fetch(chunk, absent, Priority::Demand))
+            })
+            .collect()
+    }
+
+    fn wanted(&self, chunk: ChunkIndex, part: BlockRange, whole: Whole) -> Option<BlockRange> {
+        match whole {
+            Whole::Chunks => self.absent_within(self.blocks_of(chunk)),
+            Whole::Nothing => self.absent_within(part),
+        }
+    }
+
+    /// Brings the blocks into the store; with their whole chunks, or alone.
+    async fn make_present(self: &Arc<Self>, blocks: BlockRange, whole: Whole) -> Outcome {
+        let map = &self.store.map;
         for (chunk, part) in blocks.by_chunk(self.options.chunk_bytes) {
-            while !self.store.map.is_present(part) {
-                if let Some(absent) = wanted(chunk, part) {
-                    self.fetch(chunk, absent, priority).ended().await?;
+            while !map.is_present(part) {
+                if let Some(absent) = self.wanted(chunk, part, whole) {
+                    self.fetch(chunk, absent, Priority::Demand).ended().await?;
                 }
                 // Somebody may be writing there: what was fetched did not take its place.
-                let map = &self.store.map;
                 self.store
                     .claims_free(|| map.is_present(part) || !map.is_claimed(part))
                     .await;
@@ -122,6 +168,9 @@ impl Shared {
 
     /// Gets the regions of a write ready: memory for their bits, and durable intents.
     async fn make_write_ready(self: &Arc<Self>, blocks: BlockRange) -> Outcome {
+        if self.store.map.can_write(blocks) {
+            return Ok(());
+        }
         let checkpointer = Arc::clone(&self.checkpointer);
         let regions: Vec<_> = blocks.regions().collect();
         self.tasks
@@ -130,24 +179,24 @@ impl Shared {
             .map_err(|error| self.store_failed("write intent", blocks.start().0, 0, &error))
     }
 
-    /// The same for a discard, which needs no bits where it covers a whole region.
-    async fn make_zero_ready(self: &Arc<Self>, blocks: BlockRange) -> Outcome {
-        let checkpointer = Arc::clone(&self.checkpointer);
-        self.tasks
-            .blocking(move || checkpointer.make_zero_ready(blocks))
-            .await
-            .map_err(|error| self.store_failed("write intent", blocks.start().0, 0, &error))
-    }
-
-    pub(super) async fn flush(self: &Arc<Self>) -> Outcome {
+    pub(super) async fn flush(self: &Arc<Self>, serving: &Serving) -> Outcome {
         match self.options.durability {
             Durability::None => Ok(()),
-            Durability::Local => self.checkpoint().await,
-            Durability::Remote => self
-                .pushes
-                .sweep_all()
-                .await
-                .map_err(|error| self.failed("flush", 0, 0, &error)),
+            Durability::Local => {
+                self.checkpoint().await?;
+                match self.store.data.flush_failed() {
+                    true => Err(Errno::EIO),
+                    false => Ok(()),
+                }
+            }
+            Durability::Remote => {
+                let sweep = async {
+                    self.sweep_all()
+                        .await
+                        .map_err(|error| self.failed("flush", 0, 0, &error))
+                };
+                self.in_time(serving, sweep).await
+            }
         }
     }
 
@@ -158,61 +207,6 @@ impl Shared {
             .blocking(move || checkpointer.checkpoint())
             .await
             .map_err(|error| self.store_failed("checkpoint", 0, 0, &error))
-    }
-
-    /// Makes the range read as zeros: whole blocks become a hole, parts of blocks are written.
-    async fn zero(self: &Arc<Self>, request: &Request) -> Outcome {
-        let inside = self
-            .geometry
-            .within_resource(request.offset, request.len_bytes);
-        let end = request.offset.advanced(inside);
-        // The last block of the resource is whole, however short it is.
-        let end = if end.0 == self.geometry.resource_bytes() {
-            ByteOffset(end.0.next_multiple_of(BLOCK_BYTES))
-        } else {
-            end
-        };
-        let whole = BlockRange::inside(request.offset, end.0 - request.offset.0);
-        let request = Request {
-            len_bytes: end.0 - request.offset.0,
-            ..*request
-        };
-        for edge in edges_of(&request, &self.geometry).into_iter().flatten() {
-            self.zero_edge(&request, edge).await?;
-        }
-        if !whole.is_empty() {
-            self.zero_blocks(whole, request.no_unmap).await?;
-        }
-        if request.fua {
-            self.flush().await
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Writes zeros to the part of a block that the request covers.
-    async fn zero_edge(self: &Arc<Self>, request: &Request, edge: BlockRange) -> Outcome {
-        let from = request.offset.max(edge.first.start());
-        let to = request
-            .offset
-            .advanced(request.len_bytes)
-            .min(edge.end.start());
-        self.make_present(edge, Priority::Demand, false).await?;
-        let slot = self.slots.take().await;
-        let start = self.begin_write(&slot, edge).await?;
-        let shared = Arc::clone(self);
-        self.tasks
-            .blocking(move || {
-                let zeroed = shared.store.data.write_zeroes(from.0, to.0 - from.0, false);
-                let map = &shared.store.map;
-                if map.end_write(slot.number, edge, start, zeroed.is_ok()) {
-                    shared.store.claim_released();
-                }
-                drop(slot);
-                zeroed
-            })
-            .await
-            .map_err(|error| self.store_failed("zeros", from.0, (to.0 - from.0) as usize, &error))
     }
 
     /// Begins a write of this side, as soon as that is possible.
@@ -235,50 +229,19 @@ impl Shared {
         }
     }
 
-    async fn zero_blocks(self: &Arc<Self>, blocks: BlockRange, no_unmap: bool) -> Outcome {
-        // There are as many places as the map has for discards.
-        let slot = self.slots.take().await;
-        let map = &self.store.map;
-        let claim = loop {
-            self.make_zero_ready(blocks).await?;
-            match map.claim_zero(blocks) {
-                ZeroStart::Claimed(claim) => break claim,
-                ZeroStart::NotReady(_) => self.store.claim_released(),
-                ZeroStart::Busy => {
-                    self.store.claim_released();
-                    self.store.claims_free(|| !map.is_claimed(blocks)).await;
-                }
-                ZeroStart::Full => return Err(Errno::EIO),
-            }
-        };
-        let (offset, len) = (blocks.first.start().0, blocks.len() * BLOCK_BYTES);
-        let shared = Arc::clone(self);
-        self.tasks
-            .blocking(move || {
-                let zeroed = shared.store.data.write_zeroes(offset, len, no_unmap);
-                shared.store.map.finish_zero(claim, zeroed.is_ok());
-                shared.store.claim_released();
-                drop(slot);
-                zeroed
-            })
-            .await
-            .map_err(|error| self.store_failed("zeros", offset, len as usize, &error))
-    }
-
     fn read_ahead_of(self: &Arc<Self>, request: &Request) {
         let chunk_bytes = self.options.chunk_bytes;
         let chunks_max = self.options.read_ahead_bytes / chunk_bytes;
         let last = request.offset.advanced(request.len_bytes.max(1) - 1);
         let chunk = last.chunk(chunk_bytes);
-        let ahead: Vec<_> = super::lock(&self.read_ahead)
-            .missed(chunk, chunks_max)
-            .collect();
+        let ahead = super::lock(&self.read_ahead).missed(chunk, chunks_max);
         for chunk in ahead {
-            if chunk.start(chunk_bytes).0 >= self.geometry.resource_bytes() {
+            let behind = chunk.start(chunk_bytes).0 >= self.geometry.resource_bytes();
+            if behind || u64::from(self.fetches.ahead()) >= chunks_max {
                 break;
             }
             if let Some(absent) = self.absent_within(self.blocks_of(chunk)) {
-                self.fetch(chunk, absent, Priority::ReadAhead);
+                drop(self.fetch(chunk, absent, Priority::ReadAhead));
             }
         }
     }
@@ -312,4 +275,12 @@ impl Shared {
         self.note_error(format!("the local store failed ({what}): {error}"));
         Errno::from(error)
     }
+}
+
+/// What is fetched beside the blocks that are asked for.
+#[derive(Debug, Clone, Copy)]
+enum Whole {
+    /// The chunks that they are in.
+    Chunks,
+    Nothing,
 }

@@ -42,7 +42,7 @@ impl Tasks {
         T: Send + 'static,
         F: FnOnce() -> io::Result<T> + Send + 'static,
     {
-        let at_work = AtWork::new(&self.at_work);
+        let at_work = self.at_work();
         let running = tokio::task::spawn_blocking(move || {
             let result = work();
             drop(at_work);
@@ -53,6 +53,11 @@ impl Tasks {
                 .await
                 .unwrap_or_else(|error| Err(io::Error::other(error)))
         }
+    }
+
+    /// Something that is at work until this is dropped.
+    pub(super) fn at_work(&self) -> AtWork {
+        AtWork::new(&self.at_work)
     }
 
     /// Ends all of them where they wait. Work that has begun goes on.
@@ -82,7 +87,8 @@ impl Tasks {
 }
 
 /// One more at work, until it is dropped.
-struct AtWork(watch::Sender<usize>);
+#[derive(Debug)]
+pub(super) struct AtWork(watch::Sender<usize>);
 
 impl AtWork {
     fn new(count: &watch::Sender<usize>) -> Self {

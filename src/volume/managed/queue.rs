@@ -140,7 +140,7 @@ impl ManagedQueue {
 
     /// A flush, or the second half of a write that has to be durable.
     fn make_durable(&mut self, io: &mut LocalQueue, ring: &mut QueueRing, tag: Tag) -> Progress {
-        let flush = Request::new(Op::Flush, ByteOffset(0), 0);
+        let flush = flush_request();
         match self.store.durability {
             Durability::None => Progress::Ended(Ok(())),
             Durability::Local if !self.store.map.needs_checkpoint() => {
@@ -201,6 +201,9 @@ impl ManagedQueue {
                     return self.make_durable(io, ring, tag);
                 }
             }
+            // Before anybody is told, nobody may be able to go on with what is lost: the other side
+            // sees to that, and ends it.
+            Held::Flushing if outcome.is_err() => return self.hand_over(tag, flush_request()),
             Held::Reading(Some(since)) => self.store.hits.note(since.elapsed()),
             _ => {}
         }
@@ -253,17 +256,21 @@ impl ManagedQueue {
     }
 }
 
+fn flush_request() -> Request {
+    Request::new(Op::Flush, ByteOffset(0), 0)
+}
+
 /// The blocks that hold any byte of the request.
 pub(crate) fn touched_blocks(request: &Request) -> BlockRange {
     BlockRange::touched(request.offset, request.len_bytes)
 }
 
 /// The blocks of which a request has only a part: at most the first and the last. A block that ends
-/// behind the device is whole with what there is of it.
+/// behind the resource is whole with what there is of it.
 pub(crate) fn edges_of(request: &Request, geometry: &Geometry) -> [Option<BlockRange>; 2] {
     let end = request.offset.advanced(request.len_bytes);
     let begins_inside = !request.offset.0.is_multiple_of(BLOCK_BYTES);
-    let ends_inside = !end.0.is_multiple_of(BLOCK_BYTES) && end.0 < geometry.device_bytes();
+    let ends_inside = !end.0.is_multiple_of(BLOCK_BYTES) && end.0 < geometry.resource_bytes();
     [
         begins_inside.then(|| BlockRange::of(request.offset.block())),
         ends_inside.then(|| BlockRange::of(end.block())),

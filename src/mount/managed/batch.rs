@@ -1,0 +1,316 @@
+//! One batch of a sweep: dirty blocks are sent, and a flush of the origin covers them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::Shared;
+use super::fetch::runs_of_blocks;
+use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset};
+use crate::volume::{Backend, Priority};
+
+/// The most that goes in one request, in bytes.
+pub(super) const PIECE_BYTES: u64 = 1 << 20;
+
+/// The shortest run of zeros that goes as such beside other bytes.
+const ZEROS_BYTES_MIN: usize = 64 << 10;
+
+/// The longest that goes in one request, in blocks: a backend may have to write it all.
+const ZEROS_BLOCKS_MAX: u64 = (1 << 30) / BLOCK_BYTES;
+
+/// After how many bytes the origin has to flush, so that no sweep is without end.
+const BATCH_BYTES: u64 = 256 << 20;
+
+/// After how many runs it has to, however short they are.
+const BATCH_RUNS: usize = 64 << 10;
+
+impl Shared {
+    /// Sends a batch of what is dirty from `from` on and has the origin flush it; gives where to go
+    /// on, if anywhere.
+    pub(super) async fn send_batch(
+        self: &Arc<Self>,
+        from: BlockIndex,
+        priority: Priority,
+    ) -> io::Result<Option<BlockIndex>> {
+        let mut batch = Batch::new(Arc::clone(self), priority);
+        let mut at = from;
+        let mut result = Ok(());
+        while batch.has_room() && result.is_ok() {
+            let Some(run) = self.store.map.take_dirty(at, self.piece_blocks()) else {
+                break;
+            };
+            at = run.end;
+            batch.sending.push(run);
+            result = batch.send(run).await;
+        }
+        result = result.and(batch.all_sent().await);
+        if batch.sending.is_empty() {
+            return Ok(None);
+        }
+        if result.is_ok() {
+            result = self.origin.flush().await;
+        }
+        if let Err(error) = result {
+            let len = (at.0 - from.0) * BLOCK_BYTES;
+            let _ = self.failed("push", from.start().0, len as usize, &error);
+            return Err(error);
+        }
+        self.deadline.answered();
+        batch.flushed();
+        Ok(Some(at))
+    }
+
+    fn piece_blocks(&self) -> u64 {
+        PIECE_BYTES.max(self.options.chunk_bytes) / BLOCK_BYTES
+    }
+
+    /// The parts of a long run in the store: holes and others.
+    async fn stored_parts(
+        self: &Arc<Self>,
+        run: BlockRange,
+    ) -> io::Result<impl Iterator<Item = (bool, BlockRange)> + use<>> {
+        let shared = Arc::clone(self);
+        let (start, end) = (run.first.start().0, run.end.start().0);
+        let extents = self
+            .tasks
+            .blocking(move || shared.store.data.allocated(start..end))
+            .await
+            .inspect_err(|error| {
+                let _ = self.store_failed("map of holes", start, (end - start) as usize, error);
+            })?;
+        Ok(extents.into_iter().map(|extent| {
+            let len = extent.range.end - extent.range.start;
+            let blocks = BlockRange::touched(ByteOffset(extent.range.start), len);
+            (!extent.data, blocks)
+        }))
+    }
+
+    async fn send_piece(self: Arc<Self>, run: BlockRange, priority: Priority) -> io::Result<()> {
+        let (offset, len) = self.bytes_of(run);
+        let stored = (run.len() * BLOCK_BYTES) as usize;
+        let mut buffer = self.buffers.take(stored, priority).await;
+        let shared = Arc::clone(&self);
+        let buffer = self
+            .tasks
+            .blocking(move || {
+                shared.read_store(buffer.bytes_mut(), offset)?;
+                Ok(buffer)
+            })
+            .await
+            .inspect_err(|error| {
+                let _ = self.store_failed("read for the origin", offset, len, error);
+            })?;
+        let mut rest = run;
+        for (zeros, part) in parts(buffer.bytes()) {
+            let part_run = rest.take(part.len() as u64 / BLOCK_BYTES);
+            if zeros {
+                self.send_zeros(part_run).await?;
+                continue;
+            }
+            let (offset, len) = self.bytes_of(part_run);
+            self.push_rate.pass(len as u64).await;
+            let under_way = self.uplink.go_when_free(len as u64, Priority::Push).await;
+            self.origin
+                .write_at(&part[..len], offset, false, priority)
+                .await?;
+            under_way.arrived();
+            self.deadline.answered();
+        }
+        Ok(())
+    }
+
+    async fn send_zeros(&self, run: BlockRange) -> io::Result<()> {
+        let (offset, len) = self.bytes_of(run);
+        self.origin
+            .write_zeroes(offset, len as u64, false, false)
+            .await?;
+        self.deadline.answered();
+        Ok(())
+    }
+}
+
+/// Splits whole blocks into those that go as zeros, which take no space at the origin, and those that
+/// go as bytes. A few blocks of zeros among others are not worth a request.
+fn parts(bytes: &[u8]) -> Vec<(bool, &[u8])> {
+    let mut parts: Vec<(bool, usize)> = Vec::new();
+    for (zeros, run) in runs_of_blocks(bytes) {
+        let whole = run.len() == bytes.len();
+        let zeros = zeros && (whole || run.len() >= ZEROS_BYTES_MIN);
+        match parts.last_mut() {
+            Some(last) if last.0 == zeros => last.1 += run.len(),
+            _ => parts.push((zeros, run.len())),
+        }
+    }
+    let mut rest = bytes;
+    parts
+        .into_iter()
+        .map(|(zeros, len)| {
+            let (part, later) = rest.split_at(len);
+            rest = later;
+            (zeros, part)
+        })
+        .collect()
+}
+
+fn joined(sent: Result<io::Result<()>, tokio::task::JoinError>) -> io::Result<()> {
+    sent.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Blocks that were sent and are not durable at the origin yet. Dropped as such they are dirty
+/// again.
+struct Batch {
+    shared: Arc<Shared>,
+    priority: Priority,
+    sending: Vec<BlockRange>,
+    /// What of them is no hole of the store.
+    data_bytes: u64,
+    /// A hole that the next one may make longer.
+    hole: Option<BlockRange>,
+    workers: Arc<Semaphore>,
+    sends: JoinSet<io::Result<()>>,
+}
+
+impl Batch {
+    fn new(shared: Arc<Shared>, priority: Priority) -> Self {
+        Self {
+            priority,
+            sending: Vec::new(),
+            data_bytes: 0,
+            hole: None,
+            workers: Arc::new(Semaphore::new(shared.push_workers as usize)),
+            sends: JoinSet::new(),
+            shared,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.data_bytes < BATCH_BYTES && self.sending.len() < BATCH_RUNS
+    }
+
+    /// Starts to send a run, as soon as workers are free; holes of the store as such, neighbours
+    /// together. An error is one of what was sent before.
+    async fn send(&mut self, run: BlockRange) -> io::Result<()> {
+        let piece_blocks = self.shared.piece_blocks();
+        if run.len() <= piece_blocks {
+            return self.start_piece(run).await;
+        }
+        for (is_hole, mut part) in self.shared.stored_parts(run).await? {
+            if is_hole {
+                self.add_hole(part).await?;
+                continue;
+            }
+            while !part.is_empty() {
+                self.start_piece(part.take(piece_blocks)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_hole(&mut self, part: BlockRange) -> io::Result<()> {
+        match &mut self.hole {
+            Some(hole) if hole.end == part.first && hole.len() < ZEROS_BLOCKS_MAX => {
+                hole.end = part.end;
+                Ok(())
+            }
+            _ => match self.hole.replace(part) {
+                Some(hole) => self.start_zeros(hole).await,
+                None => Ok(()),
+            },
+        }
+    }
+
+    async fn start_piece(&mut self, run: BlockRange) -> io::Result<()> {
+        self.data_bytes += run.len() * BLOCK_BYTES;
+        let (shared, priority) = (Arc::clone(&self.shared), self.priority);
+        self.start(shared.send_piece(run, priority)).await
+    }
+
+    async fn start_zeros(&mut self, run: BlockRange) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.start(async move { shared.send_zeros(run).await })
+            .await
+    }
+
+    async fn start(
+        &mut self,
+        sending: impl Future<Output = io::Result<()>> + Send + 'static,
+    ) -> io::Result<()> {
+        let worker = self.workers.clone().acquire_owned().await;
+        // The mount has not ended before this has.
+        let at_work = self.shared.tasks.at_work();
+        self.sends.spawn(async move {
+            let sent = sending.await;
+            drop((worker, at_work));
+            sent
+        });
+        let mut result = Ok(());
+        while let Some(sent) = self.sends.try_join_next() {
+            result = result.and(joined(sent));
+        }
+        result
+    }
+
+    /// Waits for all that was started.
+    async fn all_sent(&mut self) -> io::Result<()> {
+        let mut result = Ok(());
+        if let Some(hole) = self.hole.take() {
+            result = self.start_zeros(hole).await;
+        }
+        while let Some(sent) = self.sends.join_next().await {
+            result = result.and(joined(sent));
+        }
+        result
+    }
+
+    /// The origin has flushed them.
+    fn flushed(mut self) {
+        let mut blocks = 0;
+        for run in self.sending.drain(..) {
+            self.shared.store.map.flushed(run);
+            blocks += run.len();
+        }
+        self.shared
+            .counters
+            .pushed_bytes
+            .fetch_add(blocks * BLOCK_BYTES, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // Nothing more is sent of what is dirty again.
+        self.sends.abort_all();
+        for run in self.sending.drain(..) {
+            self.shared.store.map.send_failed(run);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_runs_of_zeros_go_as_such_and_nothing_is_left_out() {
+        let block = BLOCK_BYTES as usize;
+        let mut bytes = vec![0; 64 * block];
+        for written in [0, 3, 40] {
+            bytes[written * block] = 1;
+        }
+        let lens = |bytes| -> Vec<_> {
+            parts(bytes)
+                .into_iter()
+                .map(|(zeros, part)| (zeros, part.len() / block))
+                .collect()
+        };
+        assert_eq!(
+            lens(&bytes),
+            [(false, 4), (true, 36), (false, 1), (true, 23)]
+        );
+        assert_eq!(lens(&bytes[block..2 * block]), [(true, 1)]);
+        assert_eq!(lens(&bytes[..3 * block]), [(false, 3)]);
+    }
+}
