@@ -1,5 +1,5 @@
 //! Managed mounts in miniature: an origin to watch, a store, and queues that the test drives.
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test uses a part of it")]
 
 pub(crate) mod bytes;
 pub(crate) mod link;
@@ -23,7 +23,7 @@ pub(crate) const CHUNK: u64 = 64 << 10;
 pub(crate) const BLOCK: u64 = 4096;
 
 /// How many queues a mount may have, all together.
-pub(crate) const QUEUES: usize = 8;
+pub(crate) const QUEUES: usize = 32;
 
 /// How often a cache is tried that is still locked.
 const LOCK_TRIES: u32 = 10_000;

@@ -1,6 +1,6 @@
 //! An origin that a test can watch, and get in the way of.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -78,7 +78,9 @@ pub(crate) struct Origin {
 struct State {
     content: Bytes,
     durable: Bytes,
-    unflushed: BTreeSet<u64>,
+    /// Pages that differ, and the number of the change that made them so.
+    unflushed: BTreeMap<u64, u64>,
+    changes: u64,
     plans: Vec<Plan>,
     calls: Vec<Call>,
     under_way: usize,
@@ -233,9 +235,7 @@ impl Origin {
     fn write(&self, offset: u64, bytes: &[u8]) {
         let mut state = self.lock();
         let end = offset + bytes.len() as u64;
-        state
-            .unflushed
-            .extend(offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES));
+        state.changed(offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES));
         state.content.write(offset, bytes);
     }
 
@@ -243,8 +243,31 @@ impl Origin {
         let mut state = self.lock();
         let (first, last) = (offset / PAGE_BYTES, (offset + len - 1) / PAGE_BYTES);
         let there = state.content.touched(first, last);
-        state.unflushed.extend(there);
+        state.changed(there);
         state.content.zero(offset, len);
+    }
+}
+
+impl State {
+    fn changed(&mut self, pages: impl IntoIterator<Item = u64>) {
+        self.changes += 1;
+        let change = self.changes;
+        self.unflushed
+            .extend(pages.into_iter().map(|page| (page, change)));
+    }
+
+    /// The pages that differ since a change up to this one; they do not any more.
+    fn settle(&mut self, upto: u64, mut each: impl FnMut(&mut Bytes, &mut Bytes, u64)) {
+        let Self {
+            content, durable, ..
+        } = self;
+        self.unflushed.retain(|page, change| {
+            let settled = *change <= upto;
+            if settled {
+                each(content, durable, *page);
+            }
+            !settled
+        });
     }
 }
 
@@ -327,28 +350,22 @@ impl AsyncBackend for Origin {
 
     fn flush(&self) -> BackendFuture<'_, ()> {
         Box::pin(async move {
-            let (pages, covered) = {
-                let mut state = self.lock();
-                (std::mem::take(&mut state.unflushed), state.content.clone())
-            };
+            let upto = self.lock().changes;
             let arrived = self.arrive(Op::Flush, 0..self.size, None).await;
             let mut state = self.lock();
-            let State {
-                content, durable, ..
-            } = &mut *state;
             match arrived {
                 Ok(under_way) => {
-                    for page in pages {
-                        durable.copy_page(page, &covered);
-                    }
+                    state.settle(upto, |content, durable, page| {
+                        durable.copy_page(page, content)
+                    });
                     drop(state);
                     drop(under_way);
                     Ok(())
                 }
                 Err(error) => {
-                    for page in pages {
-                        content.copy_page(page, durable);
-                    }
+                    state.settle(upto, |content, durable, page| {
+                        content.copy_page(page, durable)
+                    });
                     Err(error)
                 }
             }

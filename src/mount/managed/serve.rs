@@ -21,7 +21,7 @@ pub(super) async fn serve(shared: Arc<Shared>) {
     loop {
         let miss = shared.store.misses.next().await;
         let task = Arc::clone(&shared).answer(miss);
-        shared.tasks.spawn(task);
+        shared.tasks.spawn_request(task);
     }
 }
 
@@ -60,12 +60,15 @@ impl Shared {
         }
     }
 
-    /// Waits for the origin, but not for ever: only that has a deadline. What is done to the local
-    /// store ends by itself, and nobody may be told that it failed who could then be overtaken by it.
+    /// Waits for the origin, but not for ever, nor longer than the mount lives. Nothing else has a
+    /// deadline: what is done to the local store ends by itself, and nobody may be told that it failed
+    /// whom it could then overtake.
     async fn in_time(&self, serving: &Serving, waiting: impl Future<Output = Outcome>) -> Outcome {
-        self.deadline
-            .keep_since(serving.since, &serving.request, waiting)
-            .await
+        let deadline = &self.deadline;
+        tokio::select! {
+            outcome = deadline.keep_since(serving.since, &serving.request, waiting) => outcome,
+            () = self.tasks.over() => Err(Errno::EIO),
+        }
     }
 
     async fn make_readable(self: &Arc<Self>, serving: &Serving) -> Outcome {

@@ -1,4 +1,5 @@
-//! The tasks of a mount, which end with it.
+//! The tasks of a mount, which end with it: those of the background where they wait, those that serve
+//! requests as soon as they would have to wait for the origin.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +12,7 @@ use tokio::task::JoinSet;
 pub(super) struct Tasks {
     tasks: Mutex<Option<JoinSet<()>>>,
     at_work: watch::Sender<usize>,
+    over: watch::Sender<bool>,
 }
 
 impl Default for Tasks {
@@ -18,6 +20,7 @@ impl Default for Tasks {
         Self {
             tasks: Mutex::new(Some(JoinSet::new())),
             at_work: watch::Sender::new(0),
+            over: watch::Sender::new(false),
         }
     }
 }
@@ -30,6 +33,22 @@ impl Tasks {
             while tasks.try_join_next().is_some() {}
             tasks.spawn(task);
         }
+    }
+
+    /// Starts one that nobody ends: it sees by itself that the mount does.
+    pub(super) fn spawn_request(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let at_work = self.at_work();
+        tokio::spawn(async move {
+            task.await;
+            drop(at_work);
+        });
+    }
+
+    /// Waits until the mount ends.
+    pub(super) async fn over(&self) {
+        let mut over = self.over.subscribe();
+        // The sender is ours.
+        let _ = over.wait_for(|over| *over).await;
     }
 
     /// Runs work that blocks, on the runtime's pool. It has begun when this returns, and goes on to
@@ -60,29 +79,28 @@ impl Tasks {
         AtWork::new(&self.at_work)
     }
 
-    /// Ends all of them where they wait. Work that has begun goes on.
+    /// Ends those of the background where they wait, and has the others end. Work that has begun goes
+    /// on.
     pub(super) fn end(&self) {
-        let tasks = self
-            .tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        drop(tasks);
+        drop(self.take());
     }
 
-    /// Ends all of them, and waits until nothing is at work any more.
+    /// The same, and waits until nothing is at work any more.
     pub(super) async fn ended(&self) {
-        let tasks = self
-            .tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(mut tasks) = tasks {
+        if let Some(mut tasks) = self.take() {
             tasks.shutdown().await;
         }
         let mut at_work = self.at_work.subscribe();
         // The sender is ours.
         let _ = at_work.wait_for(|count| *count == 0).await;
+    }
+
+    fn take(&self) -> Option<JoinSet<()>> {
+        self.over.send_replace(true);
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 

@@ -1,7 +1,4 @@
-//! A managed volume behaves as an array of bytes does, whatever is pulled, pushed, synced, or has
-//! failed meanwhile, and over restarts; what was synced is at the origin.
-
-mod engine_support;
+//! One request at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +9,10 @@ use blockferry::mount::managed::{ManagedMount, ManagedOptions, PullOrder, in_fli
 use blockferry::volume::cache::{CacheDirectory, CacheOptions, OpenedCache};
 use blockferry::volume::{ByteOffset, Durability, Errno, MemoryMap, Op, Request};
 use blockferry::{Backend, ErrorKind};
-use engine_support::{DEPTH, Rig, SECTOR, Step, steps};
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
+
+use super::engine_support::{DEPTH, Rig, SECTOR, Step, steps};
 
 const CHUNK: u64 = 16 << 10;
 
@@ -253,7 +251,7 @@ fn zero(rig: &mut Rig, model: &mut [u8], asked: Request) -> Result<(), TestCaseE
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(super::cases(64))]
 
     #[test]
     fn a_managed_volume_is_an_array_of_bytes(
