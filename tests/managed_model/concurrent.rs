@@ -131,7 +131,7 @@ impl Setup {
                 REGION_SECTORS - 500..REGION_SECTORS + 500,
                 3 * REGION_SECTORS - 400..self.sectors(),
             ],
-            false => vec![0..self.sectors()],
+            false => std::iter::once(0..self.sectors()).collect(),
         }
     }
 

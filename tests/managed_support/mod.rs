@@ -36,6 +36,8 @@ pub(crate) struct World {
     pub(crate) directory: tempfile::TempDir,
     /// The directory of the store, if not in `directory`.
     pub(crate) store: Option<PathBuf>,
+    /// The run-time directory, if not in `directory`.
+    pub(crate) run_directory: Option<PathBuf>,
     pub(crate) options: ManagedOptions,
     /// Whether the queues do the store's I/O.
     pub(crate) rings: bool,
@@ -79,6 +81,7 @@ impl World {
             resource: resource.expect("a resource"),
             directory,
             store: None,
+            run_directory: None,
             options: options(),
             rings: true,
         }
@@ -107,6 +110,11 @@ impl World {
         self.store.clone().unwrap_or(own)
     }
 
+    pub(crate) fn run_path(&self) -> PathBuf {
+        let own = self.directory.path().join("run");
+        self.run_directory.clone().unwrap_or(own)
+    }
+
     pub(crate) fn cache_options(&self) -> CacheOptions {
         CacheOptions {
             size_bytes: self.resource.geometry.resource_bytes(),
@@ -114,7 +122,7 @@ impl World {
             identity: [7; 16],
             origin_name: "origin".to_owned(),
             persistent: true,
-            run_directory: self.directory.path().join("run"),
+            run_directory: self.run_path(),
             in_flight_slots: in_flight_slots(requests_max()),
             direct_alignment_bytes: Some(512),
         }

@@ -1,0 +1,130 @@
+//! A pull fills a link with delay and rate, and a demand read hardly notices.
+//!
+//! The link is simulated: it has a queue without end, in which nobody overtakes. So bytes that are in
+//! it delay whoever comes later, and only a window keeps them few.
+
+mod engine_support;
+mod managed_support;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use blockferry::mount::managed::{ManagedOptions, PullOrder};
+
+use engine_support::Rig;
+use managed_support::link::Link;
+use managed_support::{BLOCK, Origin, World};
+
+const CHUNK: u64 = 256 << 10;
+
+/// Slow enough for a busy machine in a debug build.
+const RATE: f64 = 40e6;
+
+/// Times are measured, so one at a time.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn world(size: u64, round_trip: Duration) -> World {
+    let mut origin = Origin::new(size);
+    origin.link = Some(Link::new(RATE, round_trip));
+    // Not zeros, which are holes in the store.
+    let page = [1; BLOCK as usize];
+    (0..size / BLOCK).for_each(|block| origin.fill(block * BLOCK, &page));
+    let mut world = World::in_memory(origin);
+    world.options.chunk_bytes = CHUNK;
+    world
+}
+
+fn link(world: &World) -> &Link {
+    world.origin.link.as_ref().expect("a link")
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Reads chunks that nobody has asked for, from the end of the volume on, one after the other.
+fn demand_times(world: &World, rig: &mut Rig, from: u64, count: u64) -> Vec<Duration> {
+    let chunks = world.resource.geometry.resource_bytes() / CHUNK;
+    let times = (from..from + count).map(|number| {
+        // Not in a run, which would be read ahead.
+        let since = Instant::now();
+        rig.get((chunks - 1 - 2 * number) * CHUNK, BLOCK);
+        since.elapsed()
+    });
+    times.collect()
+}
+
+#[test]
+fn a_demand_read_under_a_pull_at_full_speed_takes_a_chunk_longer() {
+    let _turn = turn();
+    for round_trip_ms in [10, 50] {
+        let world = world(96 << 20, Duration::from_millis(round_trip_ms));
+        let idle = {
+            let mount = world.mount();
+            median(demand_times(&world, &mut Rig::of(&mount), 0, 9))
+        };
+        std::fs::remove_dir_all(world.cache_path()).expect("removed");
+        let mount = world.mount_as(ManagedOptions {
+            pull: PullOrder::Sequential,
+            ..world.options.clone()
+        });
+        let mut rig = Rig::of(&mount);
+        // Beyond the start, in which the window has to find out.
+        managed_support::until("a third is pulled", || {
+            mount.status().local_bytes > 32 << 20
+        });
+        let pulling = median(demand_times(&world, &mut rig, 20, 15));
+        assert!(
+            mount.status().local_bytes < 96 << 20,
+            "the pull went on meanwhile"
+        );
+        // Its own place behind the chunk that is on the link, and what timers and threads cost here.
+        let allowed = idle + link(&world).time_of(CHUNK).mul_f64(1.5) + Duration::from_millis(5);
+        assert!(
+            pulling <= allowed,
+            "{round_trip_ms} ms: {idle:?} idle, {pulling:?} under the pull, {allowed:?} allowed"
+        );
+    }
+}
+
+#[test]
+fn a_pull_uses_the_link() {
+    let _turn = turn();
+    for round_trip_ms in [0, 25, 50] {
+        let size = 128 << 20;
+        let world = world(size, Duration::from_millis(round_trip_ms));
+        let since = Instant::now();
+        let mount = world.mount_as(ManagedOptions {
+            pull: PullOrder::Sequential,
+            ..world.options.clone()
+        });
+        world.run(mount.pulled());
+        let share = link(&world).time_of(size).as_secs_f64() / since.elapsed().as_secs_f64();
+        assert!(share >= 0.85, "{round_trip_ms} ms: {share:.2} of the link");
+        assert_eq!(mount.status().local_bytes, size);
+    }
+}
+
+#[test]
+fn writes_are_as_fast_as_the_store_however_far_the_origin_is() {
+    let _turn = turn();
+    let round_trip = Duration::from_millis(100);
+    let world = world(16 << 20, round_trip);
+    let mount = world.mount_as(ManagedOptions {
+        push: true,
+        ..world.options.clone()
+    });
+    let mut rig = Rig::of(&mount);
+    let times = (0..512).map(|block| {
+        let since = Instant::now();
+        assert_eq!(rig.put(block * 2 * BLOCK, BLOCK, 2), Ok(()));
+        since.elapsed()
+    });
+    let typical = median(times.collect());
+    assert!(typical < round_trip / 10, "{typical:?}");
+    world.run(mount.sync()).expect("synced");
+}
