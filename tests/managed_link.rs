@@ -27,11 +27,15 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 fn world(size: u64, round_trip: Duration) -> World {
+    world_with_zeros(0, size, round_trip)
+}
+
+/// Zeros, which take no room on the link, before everything else.
+fn world_with_zeros(zeros: u64, size: u64, round_trip: Duration) -> World {
     let mut origin = Origin::new(size);
     origin.link = Some(Link::new(RATE, round_trip));
-    // Not zeros, which are holes in the store.
     let page = [1; BLOCK as usize];
-    (0..size / BLOCK).for_each(|block| origin.fill(block * BLOCK, &page));
+    (zeros / BLOCK..size / BLOCK).for_each(|block| origin.fill(block * BLOCK, &page));
     let mut world = World::in_memory(origin);
     world.options.chunk_bytes = CHUNK;
     world
@@ -107,6 +111,43 @@ fn a_pull_uses_the_link() {
         assert!(share >= 0.85, "{round_trip_ms} ms: {share:.2} of the link");
         assert_eq!(mount.status().local_bytes, size);
     }
+}
+
+#[test]
+fn zeros_come_faster_than_the_link_and_do_not_flood_it_when_they_end() {
+    let _turn = turn();
+    let (zeros, size) = (96 << 20, 160 << 20);
+    let world = world_with_zeros(zeros, size, Duration::from_millis(25));
+    let idle = {
+        let mount = world.mount();
+        median(demand_times(&world, &mut Rig::of(&mount), 0, 9))
+    };
+    std::fs::remove_dir_all(world.cache_path()).expect("removed");
+    let since = Instant::now();
+    let mount = world.mount_as(ManagedOptions {
+        pull: PullOrder::Sequential,
+        ..world.options.clone()
+    });
+    let mut rig = Rig::of(&mount);
+    managed_support::until("the zeros are pulled", || {
+        mount.status().local_bytes >= zeros
+    });
+    let as_bytes = link(&world).time_of(zeros);
+    assert!(
+        since.elapsed() < as_bytes * 3 / 4,
+        "{:?} for {as_bytes:?}",
+        since.elapsed()
+    );
+    let pulling = median(demand_times(&world, &mut rig, 20, 15));
+    assert!(
+        mount.status().local_bytes < size,
+        "the pull went on meanwhile"
+    );
+    let allowed = idle + link(&world).time_of(CHUNK).mul_f64(1.5) + Duration::from_millis(5);
+    assert!(
+        pulling <= allowed,
+        "{idle:?} idle, {pulling:?} after the zeros, {allowed:?} allowed"
+    );
 }
 
 #[test]

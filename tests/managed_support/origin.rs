@@ -313,7 +313,10 @@ impl AsyncBackend for Origin {
             let range = offset..offset + buf.len() as u64;
             let _under_way = self.arrive(Op::Read, range.clone(), Some(priority)).await?;
             if let Some(link) = &self.link {
-                link.brings(buf.len() as u64).await;
+                // Zeros travel as a header.
+                let (first, last) = (range.start / PAGE_BYTES, (range.end - 1) / PAGE_BYTES);
+                let pages = self.lock().content.touched(first, last).len();
+                link.brings(pages as u64 * PAGE_BYTES).await;
             }
             let state = self.lock();
             let behind = state

@@ -116,7 +116,7 @@ impl Shared {
             self.origin
                 .write_at(&part[..len], offset, false, priority)
                 .await?;
-            under_way.arrived();
+            under_way.arrived(len as u64);
             self.deadline.answered();
         }
         Ok(())

@@ -207,10 +207,10 @@ impl Shared {
             .await
             .map_err(|error| self.failed("fetch", offset, len, &error))?;
         self.deadline.answered();
-        under_way.arrived();
-        self.counters.fetched(len as u64);
         // What is past the end of what the origin has reads as zeros (L9).
         buffer.bytes_mut()[count.min(len)..].fill(0);
+        under_way.arrived(data_bytes(&buffer.bytes()[..len]));
+        self.counters.fetched(len as u64);
         let shared = Arc::clone(self);
         self.tasks
             .blocking(move || shared.fill(blocks, &buffer))
@@ -342,6 +342,12 @@ pub(super) fn runs_of_blocks(bytes: &[u8]) -> impl Iterator<Item = (bool, &[u8])
         let end = (end * BLOCK_BYTES as usize).min(bytes.len());
         Some((zeros, &bytes[first * BLOCK_BYTES as usize..end]))
     })
+}
+
+/// How many bytes are in blocks that are not all zeros.
+fn data_bytes(bytes: &[u8]) -> u64 {
+    let data = bytes.chunks(BLOCK_BYTES as usize).filter(|it| !is_zero(it));
+    data.map(|block| block.len() as u64).sum()
 }
 
 /// Whether all bytes are zero.

@@ -77,10 +77,10 @@ pub(super) struct UnderWay<'a> {
 }
 
 impl UnderWay<'_> {
-    /// They arrived.
-    pub(super) fn arrived(mut self) {
+    /// They arrived; so many of them are not in runs of zeros.
+    pub(super) fn arrived(mut self, data_bytes: u64) {
         if let Some(sent) = self.sent.take() {
-            self.flow.lock().delivered(sent, Instant::now());
+            self.flow.lock().delivered(sent, data_bytes, Instant::now());
             self.flow.moved.notify_waiters();
         }
     }
@@ -153,7 +153,7 @@ mod tests {
         let under_way = flow.go(1 << 20);
         let mut ahead = Box::pin(flow.go_when_free(CHUNK, Priority::ReadAhead));
         assert!(woken.poll(ahead.as_mut()).is_none(), "the window is full");
-        under_way.arrived();
+        under_way.arrived(1 << 20);
         woken.take();
         let mut pull = pin!(flow.go_when_free(CHUNK, Priority::Pull));
         assert!(woken.poll(pull.as_mut()).is_none(), "read-ahead goes first");
@@ -174,7 +174,7 @@ mod tests {
         let _third = woken.poll(third.as_mut()).expect("room");
         let mut fourth = pin!(flow.go_when_free(CHUNK, Priority::Push));
         assert!(woken.poll(fourth.as_mut()).is_none(), "it is full again");
-        second.arrived();
+        second.arrived(CHUNK);
         assert!(woken.take());
         assert!(woken.poll(fourth.as_mut()).is_some());
     }

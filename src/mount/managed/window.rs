@@ -29,6 +29,10 @@ const DRAIN_EVERY: Duration = Duration::from_secs(10);
 const OUTAGE: Duration = Duration::from_secs(1);
 const OUTAGE_FACTOR: u32 = 8;
 
+/// Zeros take no room on the link, so more of them may be under way: as many times more, when there was
+/// nothing else lately. It is not known before they arrive that they are zeros.
+const ZEROS_GAIN: f64 = 4.0;
+
 /// Bytes that were asked for; to be given back to the window they came from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sent {
@@ -44,7 +48,10 @@ pub(super) struct Window {
     chunk_bytes: u64,
     limit_bytes: u64,
     in_flight_bytes: u64,
+    /// Without zeros.
     delivered_bytes: u64,
+    /// Which share of what was asked for lately came as something else than zeros.
+    dense: f64,
     /// A round is the time in which everything that was in flight is delivered.
     round: u64,
     round_ends_at_bytes: u64,
@@ -74,6 +81,7 @@ impl Window {
             limit_bytes: limit_bytes.max(chunk_bytes),
             in_flight_bytes: 0,
             delivered_bytes: 0,
+            dense: 1.0,
             round: 0,
             round_ends_at_bytes: 0,
             rates: VecDeque::new(),
@@ -96,15 +104,17 @@ impl Window {
         if self.draining_until.is_some_and(|until| now < until) {
             return self.chunk_bytes;
         }
+        let more = self.dense.max(1.0 / ZEROS_GAIN).recip();
         let Some(held) = self.held_by_link() else {
-            return (START_CHUNKS * self.chunk_bytes).min(self.limit_bytes);
+            let start = (START_CHUNKS * self.chunk_bytes) as f64;
+            return ((start * more) as u64).min(self.limit_bytes);
         };
         let gain = match &self.starting {
             Some(_) => 2.0,
             None if self.round.is_multiple_of(PROBE_EVERY) => 1.25,
             None => 1.0,
         };
-        let size = (held * gain) as u64 + self.chunk_bytes;
+        let size = (held * gain * more) as u64 + self.chunk_bytes;
         let least = 2 * self.chunk_bytes;
         size.min(self.opened_bytes)
             .clamp(least, self.limit_bytes.max(least))
@@ -136,18 +146,22 @@ impl Window {
         }
     }
 
-    /// They arrived.
-    pub(super) fn delivered(&mut self, sent: Sent, now: Instant) {
+    /// They arrived; so many of them are not in runs of zeros, which travel as a header.
+    pub(super) fn delivered(&mut self, sent: Sent, data_bytes: u64, now: Instant) {
         self.in_flight_bytes -= sent.bytes;
-        self.delivered_bytes += sent.bytes;
-        let elapsed = now
-            .saturating_duration_since(sent.at)
-            .max(Duration::from_micros(1));
+        self.delivered_bytes += data_bytes;
+        self.note_density(data_bytes as f64 / sent.bytes.max(1) as f64);
         if self.draining_until.is_none_or(|until| now >= until) {
             self.opened_bytes = (self.opened_bytes + sent.bytes).min(self.limit_bytes);
         }
-        // Short requests say how far the other end is, not how long a chunk takes.
-        if sent.bytes >= self.chunk_bytes / 2 && !self.was_away(elapsed) {
+        if data_bytes == 0 {
+            return;
+        }
+        let elapsed = now
+            .saturating_duration_since(sent.at)
+            .max(Duration::from_micros(1));
+        // Short answers say how far the other end is, not how long a chunk takes.
+        if data_bytes >= self.chunk_bytes / 2 && !self.was_away(elapsed) {
             self.note_time(elapsed, now);
         }
         let rate = (self.delivered_bytes - sent.delivered) as f64 / elapsed.as_secs_f64();
@@ -155,6 +169,12 @@ impl Window {
         if sent.delivered >= self.round_ends_at_bytes {
             self.round_ended();
         }
+    }
+
+    /// Bytes after zeros count soon, zeros after bytes late.
+    fn note_density(&mut self, share: f64) {
+        let step = if share > self.dense { 0.5 } else { 1.0 / 16.0 };
+        self.dense += (share - self.dense) * step;
     }
 
     /// They will not arrive.
@@ -259,7 +279,7 @@ mod tests {
             }
             let (at, sent) = under_way.pop_front().expect("something is under way");
             now = at;
-            window.delivered(sent, now);
+            window.delivered(sent, CHUNK, now);
             if now > half {
                 bytes += CHUNK;
             }
@@ -337,7 +357,7 @@ mod tests {
             .collect();
         now += Duration::from_secs(90);
         for sent in sent {
-            window.delivered(sent, now);
+            window.delivered(sent, CHUNK, now);
         }
         let after = window.size_bytes(now);
         assert!(
@@ -346,6 +366,50 @@ mod tests {
         );
         let (rate, _) = fill(&mut window, &mut link, now, Duration::from_secs(10));
         assert!(rate > 0.9 * link.bytes_a_second, "{rate}");
+    }
+
+    #[test]
+    fn zeros_go_faster_than_the_link_and_do_not_flood_it_when_they_end() {
+        let start = Instant::now();
+        let mut link = Link {
+            bytes_a_second: 125e6,
+            round_trip: Duration::from_millis(25),
+            free_at: start,
+        };
+        let mut window = Window::new(CHUNK, 256 << 20);
+        fill(&mut window, &mut link, start, Duration::from_secs(5));
+        let usual = window.size_bytes(start + Duration::from_secs(6));
+        let mut now = start + Duration::from_secs(6);
+        let mut zeros = 0;
+        for _ in 0..200 {
+            // All of a round trip at once.
+            let mut sent = Vec::new();
+            while window.has_room(CHUNK, now) {
+                sent.push(window.sent(CHUNK, now));
+            }
+            now += link.round_trip;
+            zeros += sent.len() as u64 * CHUNK;
+            for sent in sent {
+                window.delivered(sent, 0, now);
+            }
+        }
+        let rate = zeros as f64 / (200.0 * link.round_trip.as_secs_f64());
+        assert!(
+            rate > 2.0 * link.bytes_a_second,
+            "{rate} bytes of zeros a second"
+        );
+        let most = window.size_bytes(now);
+        assert!(most <= 5 * usual, "{usual} bytes before, {most} after");
+        for _ in 0..8 {
+            let sent = window.sent(CHUNK, now);
+            now += link.round_trip;
+            window.delivered(sent, CHUNK, now);
+        }
+        let after = window.size_bytes(now);
+        assert!(
+            after <= usual * 5 / 4,
+            "{usual} bytes before, {after} after"
+        );
     }
 
     #[test]
