@@ -194,34 +194,3 @@ fn a_write_that_is_under_way_when_the_mount_finishes_is_not_lost() {
     assert_eq!(mount.dirty_bytes(), BLOCK);
     assert_eq!(Rig::of(&mount).get(0, BLOCK), [2; BLOCK as usize]);
 }
-
-#[test]
-fn a_sync_of_the_store_that_failed_is_on_record_before_anybody_is_told() {
-    let _turn = turn();
-    for rings in [true, false] {
-        let mut world = World::new(numbered(BLOCKS));
-        world.rings = rings;
-        let cache = world.open_cache();
-        let data = cache.data.clone();
-        let mount = world.mount_cache(cache, world.options.clone());
-        let mut rig = Rig::of(&mount);
-        assert_eq!(rig.put(0, BLOCK, 1), Ok(()));
-        assert_eq!(rig.run(flush()), Ok(()));
-        assert_eq!(rig.put(0, BLOCK, 2), Ok(()));
-        data.note_flush_failure(&std::io::Error::from_raw_os_error(5));
-        assert_eq!(rig.run(flush()), Err(Errno::EIO));
-        let names = fs::read_dir(world.run_path()).expect("listed");
-        let failed = names.filter_map(|name| name.ok()?.path().extension().map(ToOwned::to_owned));
-        assert_eq!(failed.filter(|extension| extension == "failed").count(), 1);
-        assert_eq!(rig.run(flush()), Err(Errno::EIO), "and for good");
-        drop((data, mount, rig));
-        let cache = world.open_cache();
-        assert!(matches!(
-            cache.found.state,
-            FoundState::FromCheckpoint { .. }
-        ));
-        let mount = world.mount_cache(cache, world.options.clone());
-        assert_eq!(mount.dirty_bytes(), BLOCK);
-        assert_eq!(Rig::of(&mount).run(flush()), Ok(()));
-    }
-}

@@ -8,6 +8,7 @@ mod engine_support;
 #[path = "../managed_support/mod.rs"]
 mod managed_support;
 
+mod durable;
 mod ends;
 mod full;
 mod memory;

@@ -1,9 +1,44 @@
-//! When the store is made durable unasked, so that a power cut costs little of what was pulled.
+//! When the store is made durable: for those who ask, together where they can be, and unasked, so that
+//! a power cut costs little of what was pulled.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Mutex;
+
 use super::Shared;
+use crate::volume::Outcome;
+
+/// The checkpoints that were asked for.
+#[derive(Debug, Default)]
+pub(super) struct Checkpoints {
+    begun: AtomicU64,
+    /// The last one that succeeded.
+    succeeded: Mutex<u64>,
+}
+
+impl Shared {
+    /// Makes everything that was written durable in the store. Those who ask while a checkpoint is
+    /// under way share the next one.
+    pub(super) async fn checkpoint(self: &Arc<Self>) -> Outcome {
+        let checkpoints = &self.checkpoints;
+        let begun = checkpoints.begun.load(Ordering::Acquire);
+        let mut succeeded = checkpoints.succeeded.lock().await;
+        if *succeeded > begun {
+            // It began after this was asked for.
+            return Ok(());
+        }
+        let number = checkpoints.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let checkpointer = Arc::clone(&self.checkpointer);
+        self.tasks
+            .blocking(move || checkpointer.checkpoint())
+            .await
+            .map_err(|error| self.store_failed("checkpoint", 0, 0, &error))?;
+        *succeeded = number;
+        Ok(())
+    }
+}
 
 /// How often.
 const INTERVAL: Duration = Duration::from_secs(10);

@@ -43,6 +43,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::batch::PIECE_BYTES;
 use self::buffers::Buffers;
+use self::checkpoint::Checkpoints;
 use self::fetch::Fetches;
 use self::flow::Flow;
 use self::push::{Pushes, Sweeper};
@@ -110,6 +111,7 @@ struct Shared {
     read_ahead: Mutex<ReadAhead>,
     slots: Slots,
     pushes: Pushes,
+    checkpoints: Checkpoints,
     /// For calls of the hook that a chunk is local.
     hook_turns: Arc<Semaphore>,
     /// Whether everything is local.
@@ -353,6 +355,7 @@ impl Shared {
             read_ahead: Mutex::default(),
             slots: Slots::new(slots),
             pushes: Pushes::new(),
+            checkpoints: Checkpoints::default(),
             hook_turns: Arc::new(Semaphore::new(HOOKS_MAX)),
             pulled: watch::Sender::new(false),
             counters: Counters::default(),

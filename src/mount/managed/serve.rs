@@ -203,15 +203,6 @@ impl Shared {
         }
     }
 
-    /// Makes everything that was written durable in the store.
-    pub(super) async fn checkpoint(self: &Arc<Self>) -> Outcome {
-        let checkpointer = Arc::clone(&self.checkpointer);
-        self.tasks
-            .blocking(move || checkpointer.checkpoint())
-            .await
-            .map_err(|error| self.store_failed("checkpoint", 0, 0, &error))
-    }
-
     /// Begins a write of this side, as soon as that is possible.
     pub(super) async fn begin_write(
         self: &Arc<Self>,

@@ -1,0 +1,84 @@
+//! Flushes of the local store.
+
+use std::fs;
+
+use blockferry::volume::cache::FoundState;
+use blockferry::volume::{Errno, Request, Tag};
+
+use super::engine_support::{DEPTH, Rig};
+use super::managed_support::{BLOCK, World, flush, write};
+use super::{numbered, turn};
+
+const BLOCKS: u64 = 1024;
+
+#[test]
+fn flushes_that_come_together_share_checkpoints() {
+    const QUEUES: u64 = 4;
+    let _turn = turn();
+    let world = World::new(numbered(BLOCKS));
+    let mount = world.mount();
+    assert_eq!(Rig::of(&mount).put(0, BLOCK, 1), Ok(()));
+    std::thread::scope(|scope| {
+        for queue in 0..QUEUES {
+            let mount = &mount;
+            scope.spawn(move || {
+                let mut rig = Rig::of(mount);
+                for tag in 0..DEPTH {
+                    let block = 1 + queue * u64::from(DEPTH) + u64::from(tag);
+                    let request = Request {
+                        fua: true,
+                        ..write(block * BLOCK, BLOCK)
+                    };
+                    rig.buffers[usize::from(tag)].fill(2);
+                    assert_eq!(rig.start(Tag(tag), request), None);
+                }
+                let ended = rig.finish();
+                assert!(ended.values().all(Result::is_ok), "{ended:?}");
+            });
+        }
+    });
+    // As after a power cut.
+    drop(mount);
+    fs::remove_dir_all(world.run_path()).expect("removed");
+    let cache = world.open_cache();
+    let FoundState::FromCheckpoint { sequence, .. } = cache.found.state else {
+        panic!("{:?}", cache.found.state);
+    };
+    let count = QUEUES * u64::from(DEPTH);
+    assert!(
+        sequence < count / 2,
+        "{sequence} commits for {count} writes"
+    );
+    assert_eq!(cache.found.held.dirty_bytes, (1 + count) * BLOCK);
+}
+
+#[test]
+fn a_sync_of_the_store_that_failed_is_on_record_before_anybody_is_told() {
+    let _turn = turn();
+    for rings in [true, false] {
+        let mut world = World::new(numbered(BLOCKS));
+        world.rings = rings;
+        let cache = world.open_cache();
+        let data = cache.data.clone();
+        let mount = world.mount_cache(cache, world.options.clone());
+        let mut rig = Rig::of(&mount);
+        assert_eq!(rig.put(0, BLOCK, 1), Ok(()));
+        assert_eq!(rig.run(flush()), Ok(()));
+        assert_eq!(rig.put(0, BLOCK, 2), Ok(()));
+        data.note_flush_failure(&std::io::Error::from_raw_os_error(5));
+        assert_eq!(rig.run(flush()), Err(Errno::EIO));
+        let names = fs::read_dir(world.run_path()).expect("listed");
+        let failed = names.filter_map(|name| name.ok()?.path().extension().map(ToOwned::to_owned));
+        assert_eq!(failed.filter(|extension| extension == "failed").count(), 1);
+        assert_eq!(rig.run(flush()), Err(Errno::EIO), "and for good");
+        drop((data, mount, rig));
+        let cache = world.open_cache();
+        assert!(matches!(
+            cache.found.state,
+            FoundState::FromCheckpoint { .. }
+        ));
+        let mount = world.mount_cache(cache, world.options.clone());
+        assert_eq!(mount.dirty_bytes(), BLOCK);
+        assert_eq!(Rig::of(&mount).run(flush()), Ok(()));
+    }
+}
