@@ -203,6 +203,39 @@ fn a_write_of_a_part_of_an_absent_block_joins_the_fetch_of_its_chunk() {
 }
 
 #[test]
+fn more_requests_than_there_are_places_for_all_end() {
+    for rings in [true, false] {
+        let mut world = World::new(numbered(BLOCKS));
+        world.rings = rings;
+        let mount = world.mount();
+        hold_reads(&world);
+        std::thread::scope(|scope| {
+            for queue in 0..6 {
+                let mount = &mount;
+                scope.spawn(move || {
+                    let mut rig = Rig::of(mount);
+                    for tag in 0..DEPTH {
+                        rig.buffers[usize::from(tag)].fill(1);
+                        // All of them overlap, and have two edges that are not here.
+                        let (from, len) = (SECTOR * (1 + queue), 4 * BLOCK + SECTOR);
+                        let request = match tag % 3 {
+                            0 => discard(from, len),
+                            1 => write(from, len),
+                            _ => discard(0, CHUNK),
+                        };
+                        assert_eq!(rig.start(Tag(tag), request), None);
+                    }
+                    let ended = rig.finish();
+                    assert!(ended.values().all(Result::is_ok), "{ended:?}");
+                });
+            }
+            world.run(world.origin.held(1));
+            world.origin.release();
+        });
+    }
+}
+
+#[test]
 fn a_fetch_that_fails_fails_whoever_waits_for_it_and_the_next_one_is_another() {
     let world = World::new(numbered(BLOCKS));
     let mount = world.mount();

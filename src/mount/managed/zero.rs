@@ -96,8 +96,16 @@ impl Shared {
         // There are as many places as the map has for discards.
         let slot = self.slots.take().await;
         loop {
-            self.make_zero_ready(blocks).await?;
-            let start = self.store.map.claim_zero(blocks);
+            let shared = Arc::clone(self);
+            // A look at each region: of a large volume that takes a while.
+            let claim = move || {
+                shared.checkpointer.make_zero_ready(blocks)?;
+                Ok(shared.store.map.claim_zero(blocks))
+            };
+            let start =
+                self.tasks.blocking(claim).await.map_err(|error| {
+                    self.store_failed("write intent", blocks.start().0, 0, &error)
+                })?;
             if let ZeroStart::Claimed(claim) = start {
                 return Ok(Some((claim, slot)));
             }
@@ -125,16 +133,6 @@ impl Shared {
             })
             .await
             .map_err(|error| self.store_failed("zeros", offset, len as usize, &error))
-    }
-
-    /// Gets the regions of a discard ready: durable intents, and memory for bits where it does not
-    /// cover a whole region.
-    async fn make_zero_ready(self: &Arc<Self>, blocks: BlockRange) -> Outcome {
-        let checkpointer = Arc::clone(&self.checkpointer);
-        self.tasks
-            .blocking(move || checkpointer.make_zero_ready(blocks))
-            .await
-            .map_err(|error| self.store_failed("write intent", blocks.start().0, 0, &error))
     }
 }
 
