@@ -7,6 +7,7 @@ use blockferry::volume::{Errno, Request, Tag};
 
 use super::engine_support::{DEPTH, Rig};
 use super::managed_support::{BLOCK, World, flush, write};
+use super::tmpfs::FailingDisk;
 use super::{numbered, turn};
 
 const BLOCKS: u64 = 1024;
@@ -50,6 +51,44 @@ fn flushes_that_come_together_share_checkpoints() {
         "{sequence} commits for {count} writes"
     );
     assert_eq!(cache.found.held.dirty_bytes, (1 + count) * BLOCK);
+}
+
+#[test]
+fn a_disk_that_fails_a_sync_fails_every_later_flush_and_the_origin_still_gets_everything() {
+    let _turn = turn();
+    for rings in [true, false] {
+        let Some(disk) = FailingDisk::new() else {
+            return;
+        };
+        let mut world = World::new(numbered(8192));
+        world.store = Some(disk.path.join("cache"));
+        world.rings = rings;
+        // Writes go to memory, and only a sync tells.
+        world.direct = false;
+        let mount = world.mount();
+        let mut rig = Rig::of(&mount);
+        for block in 0..4096 {
+            // Room in the file system, but none below it.
+            assert_eq!(rig.put(block * BLOCK, BLOCK, 1), Ok(()));
+        }
+        let _ballast = disk.tmpfs.take(disk.tmpfs.free());
+        assert!(rig.run(flush()).is_err());
+        assert_eq!(rig.run(flush()), Err(Errno::EIO), "and for good");
+        let fua = Request {
+            fua: true,
+            ..write(0, BLOCK)
+        };
+        rig.buffers[0].fill(2);
+        assert_eq!(rig.run(fua), Err(Errno::EIO));
+        assert!(mount.status().store_failures > 0);
+        assert_eq!(mount.dirty_bytes(), 4096 * BLOCK);
+        world.run(mount.sync()).expect("it is in memory yet");
+        assert_eq!(world.origin.durable(0, 1), [2]);
+        assert_eq!(world.origin.durable(4095 * BLOCK, 1), [1]);
+        world
+            .run(mount.finish())
+            .expect_err("it cannot be made durable");
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! A file system that is soon full.
+//! File systems that are soon full, or fail.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -47,6 +49,49 @@ impl Tmpfs {
 impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+    }
+}
+
+/// An ext4 on a file of a tmpfs that has less room: once that is full, its writes fail with EIO.
+pub(crate) struct FailingDisk {
+    pub(crate) path: PathBuf,
+    // Below it.
+    pub(crate) tmpfs: Tmpfs,
+}
+
+impl FailingDisk {
+    /// `None`, after it said why, where it cannot be made.
+    pub(crate) fn new() -> Option<Self> {
+        let tmpfs = Tmpfs::new(32 << 20)?;
+        let image = tmpfs.path.join("image");
+        let file = fs::File::create(&image).expect("made");
+        file.set_len(256 << 20).expect("sized");
+        let path = tmpfs.path.join("disk");
+        fs::create_dir(&path).expect("made");
+        let made = run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_ref()])
+            .and_then(|()| run("mount", &["-oloop".as_ref(), image.as_ref(), path.as_ref()]));
+        match made {
+            Ok(()) => Some(Self { path, tmpfs }),
+            Err(why) => {
+                eprintln!("skipped: no file system can be made on a file here: {why}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for FailingDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+    }
+}
+
+fn run(program: &str, arguments: &[&OsStr]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        Err(error) => Err(format!("{program}: {error}")),
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) options: ManagedOptions,
     /// Whether the queues do the store's I/O.
     pub(crate) rings: bool,
+    /// Whether the store is past the page cache.
+    pub(crate) direct: bool,
 }
 
 /// What most tests want: nothing by itself, and no deadline.
@@ -84,6 +86,7 @@ impl World {
             run_directory: None,
             options: options(),
             rings: true,
+            direct: true,
         }
     }
 
@@ -124,7 +127,7 @@ impl World {
             persistent: true,
             run_directory: self.run_path(),
             in_flight_slots: in_flight_slots(requests_max()),
-            direct_alignment_bytes: Some(512),
+            direct_alignment_bytes: self.direct.then_some(512),
         }
     }
 
