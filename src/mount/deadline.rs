@@ -71,8 +71,29 @@ impl Deadline {
         request: &Request,
         running: impl Future<Output = Outcome>,
     ) -> Outcome {
+        self.keep_within(self.limit, started, request, running)
+            .await
+    }
+
+    /// The same for what waits for this machine alone: it has no time but that of the device.
+    pub(super) async fn keep_local(
+        &self,
+        started: Instant,
+        request: &Request,
+        running: impl Future<Output = Outcome>,
+    ) -> Outcome {
+        self.keep_within(None, started, request, running).await
+    }
+
+    async fn keep_within(
+        &self,
+        limit: Option<Duration>,
+        started: Instant,
+        request: &Request,
+        running: impl Future<Output = Outcome>,
+    ) -> Outcome {
         let device_limit = self.misses.request_limit();
-        let Some(limit) = self.limit.into_iter().chain(device_limit).min() else {
+        let Some(limit) = limit.into_iter().chain(device_limit).min() else {
             return running.await;
         };
         let longest = (limit * STRETCH_MAX).min(device_limit.unwrap_or(Duration::MAX));

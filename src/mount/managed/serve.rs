@@ -186,11 +186,17 @@ impl Shared {
         match self.options.durability {
             Durability::None => Ok(()),
             Durability::Local => {
-                self.checkpoint().await?;
-                match self.store.data.flush_failed() {
-                    true => Err(Errno::EIO),
-                    false => Ok(()),
-                }
+                // It may be given up: it changes nothing that anybody could see too late.
+                let flushed = async {
+                    self.checkpoint().await?;
+                    match self.store.data.flush_failed() {
+                        true => Err(Errno::EIO),
+                        false => Ok(()),
+                    }
+                };
+                self.deadline
+                    .keep_local(serving.since, &serving.request, flushed)
+                    .await
             }
             Durability::Remote => {
                 let sweep = async {
