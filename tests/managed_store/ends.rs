@@ -175,22 +175,36 @@ fn no_write_is_taken_once_the_mount_has_finished() {
 }
 
 #[test]
-fn a_write_that_is_under_way_when_the_mount_finishes_is_not_lost() {
+fn a_write_that_is_under_way_when_the_mount_finishes_is_not_lost_and_holds_nothing_up() {
     let _turn = turn();
     let world = World::new(numbered(BLOCKS));
     let mount = world.mount();
     let mut rig = Rig::of(&mount);
     assert_eq!(rig.put(0, BLOCK, 1), Ok(()));
     world.run(mount.sync()).expect("synced");
-    rig.buffers[3].fill(2);
-    assert_eq!(rig.start(Tag(3), write(0, BLOCK)), None);
-    let error = world.run(mount.finish()).expect_err("it is under way");
-    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
-    assert_eq!(rig.finish()[&Tag(3)], Ok(()));
+    for (tag, block) in [(3, 0), (4, 5)] {
+        rig.buffers[tag].fill(2);
+        // The second one has a claim.
+        let started = rig.start(Tag(tag as u16), write(block * BLOCK, BLOCK));
+        assert_eq!(started, None);
+    }
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| Rig::of(&mount).run(discard(4 * BLOCK, 4 * BLOCK)));
+        let reads = scope.spawn(|| Rig::of(&mount).try_get(5 * BLOCK, BLOCK));
+        world.run(world.origin.came(|call| call.op == Op::Read));
+        let error = world.run(mount.finish()).expect_err("it is under way");
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        assert_eq!(waits.join().expect("ended"), Err(Errno::EIO));
+        assert_eq!(reads.join().expect("ended"), Err(Errno::EIO));
+    });
+    assert!(rig.finish().values().all(Result::is_ok));
     drop((mount, rig));
     let cache = world.open_cache();
     assert_eq!(cache.found.state, FoundState::Continued);
     let mount = world.mount_cache(cache, world.options.clone());
-    assert_eq!(mount.dirty_bytes(), BLOCK);
-    assert_eq!(Rig::of(&mount).get(0, BLOCK), [2; BLOCK as usize]);
+    assert_eq!(mount.dirty_bytes(), 2 * BLOCK);
+    let mut rig = Rig::of(&mount);
+    for block in [0, 5] {
+        assert_eq!(rig.get(block * BLOCK, BLOCK), [2; BLOCK as usize]);
+    }
 }

@@ -93,10 +93,17 @@ impl Shared {
         self.make_edges_present(serving, request).await?;
         let blocks = touched_blocks(request);
         self.make_write_ready(blocks).await?;
-        self.store
-            .claims_free(|| !self.store.map.is_claimed(blocks))
-            .await;
-        Ok(())
+        self.unclaimed(blocks).await
+    }
+
+    /// Waits until nobody has a claim on a block of the range, or the mount ends: whoever has one may
+    /// be a queue that is gone.
+    pub(super) async fn unclaimed(&self, blocks: BlockRange) -> Outcome {
+        let map = &self.store.map;
+        tokio::select! {
+            () = self.store.claims_free(|| !map.is_claimed(blocks)) => Ok(()),
+            () = self.tasks.over() => Err(Errno::EIO),
+        }
     }
 
     /// Fetches the blocks of which `request`, which is the one that is served or a part of it, has
@@ -222,7 +229,7 @@ impl Shared {
                 WriteStart::NotReady(_) => self.store.claim_released(),
                 WriteStart::Busy => {
                     self.store.claim_released();
-                    self.store.claims_free(|| !map.is_claimed(blocks)).await;
+                    self.unclaimed(blocks).await?;
                 }
                 start => return Ok(start),
             }

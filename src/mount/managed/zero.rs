@@ -78,8 +78,7 @@ impl Shared {
                 None => match halves_by_region(part) {
                     Some([first, second]) => left.extend([second, first]),
                     None => {
-                        let map = &self.store.map;
-                        self.store.claims_free(|| !map.is_claimed(part)).await;
+                        self.unclaimed(part).await?;
                         left.push(part);
                     }
                 },
