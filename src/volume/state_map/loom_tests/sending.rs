@@ -158,3 +158,23 @@ fn loom_an_intent_is_not_withdrawn_when_a_slot_changes_hands() {
         assert!(!(withdrawn[1] && wrote(started[0])));
     });
 }
+
+/// A write beside the end of all writes is refused, or it has ended and what it changed is seen.
+#[test]
+fn loom_no_write_is_overlooked_by_the_end_of_writes() {
+    check(4, || {
+        let volume = Arc::new(Volume::present());
+        let ((idle, dirty), start) = beside(
+            &volume,
+            |it| (it.map.end_writes(), it.map.take_dirty(BLOCK.first, 1)),
+            |it| it.write(0, BLOCK, WRITTEN),
+        );
+        if idle && wrote(start) {
+            assert_eq!(dirty, Some(BLOCK));
+        }
+        if !wrote(start) {
+            assert_eq!(start, WriteStart::NotReady(REGION));
+        }
+        assert_eq!(volume.write(0, BLOCK, 9), WriteStart::NotReady(REGION));
+    });
+}
