@@ -120,29 +120,24 @@ fn a_resource_that_cannot_be_understood_is_wrong_usage() {
     }
 }
 
+/// Of a server that is never asked.
+const REMOTE: &str = "blockferry://127.0.0.1:9/disk";
+
 #[test]
 fn options_that_do_not_fit_are_wrong_usage() {
     for args in [
         &["mount", "--direct"][..],
-        &["mount", "mem:1MiB", "--cache", "/nonexistent/cache"],
-        &[
-            "mount",
-            "mem:1MiB",
-            "--direct",
-            "--cache",
-            "/nonexistent/cache",
-        ],
-        &["mount", "mem:1MiB", "--chunk-size", "5000"],
         &["mount", "mem:1MiB", "--pull-workers", "0"],
-        &["mount", "mem:1MiB", "--pull-order", "/nonexistent/order"],
-        &[
-            "mount",
-            "mem:1MiB",
-            "--push",
-            "off",
-            "--durability",
-            "remote",
-        ],
+        &["mount", "mem:1MiB", "--cache", "/srv/cache"],
+        &["mount", "mem:1MiB", "--on-before-close", "true"],
+        &["mount", "mem:1MiB", "--chunk-size", "5000"],
+        &["mount", "mem:1MiB", "--push", "never"],
+        &["mount", REMOTE, "--direct", "--store", "mem"],
+        &["mount", REMOTE, "--direct", "--record-heat", "/srv/heat"],
+        &["mount", REMOTE, "--cache", "/srv/cache", "--store", "mem"],
+        &["mount", REMOTE, "--push", "off", "--durability", "remote"],
+        &["mount", REMOTE, "--memory-limit", "1MiB"],
+        &["mount", REMOTE, "--push-interval", "-1"],
         &["mount", "mem:1MiB", "--direct", "--name", "a name"],
         &["mount", "mem:1MiB", "--direct", "--name", ""],
         &["mount", "mem:1MiB", "--direct", "--device", "floppy"],
@@ -175,6 +170,12 @@ fn a_resource_that_is_understood_and_cannot_be_had_is_a_failure() {
     let path = |name: &str| directory.path().join(name).display().to_string();
     fs::write(path("empty"), "").expect("written");
     fs::write(path("garbage"), "mem:1Gb").expect("written");
+    for order in ["missing", "garbage"] {
+        let output = run(&["mount", REMOTE, "--pull-order", &path(order)]);
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{order}: {err}");
+        assert!(err.contains(&path(order)), "{err}");
+    }
     let state = path("state");
     for resource in [
         format!("file:{}", path("missing")),

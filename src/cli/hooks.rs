@@ -30,6 +30,24 @@ pub(super) struct HookArgs {
 }
 
 impl HookArgs {
+    /// Whether there is a command.
+    pub(super) fn is_any(&self) -> bool {
+        let Self {
+            on_before_sync,
+            on_after_sync,
+            on_before_close,
+            on_chunk_local,
+        } = self;
+        [
+            on_before_sync,
+            on_after_sync,
+            on_before_close,
+            on_chunk_local,
+        ]
+        .into_iter()
+        .any(Option::is_some)
+    }
+
     /// The commands as calls.
     pub(super) fn hooks(&self, chunk_bytes: u64) -> Hooks {
         let command = |text: &Option<String>| -> Option<Hook> {

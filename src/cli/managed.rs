@@ -42,18 +42,12 @@ enum Switch {
 pub(super) struct ManagedArgs {
     /// Keep the local store in this directory: the same command goes on there, after a stop, a crash
     /// or a power cut [default: a directory of its own under the cache home, removed at the end]
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["direct", "store"])]
+    #[arg(long, value_name = "DIR", conflicts_with = "store")]
     pub(super) cache: Option<PathBuf>,
 
     /// Where the local store is without --cache: disk, or mem (in tmpfs, at most half of the memory
     /// that is available; lost with a reboot)
-    #[arg(
-        long,
-        value_enum,
-        default_value = "disk",
-        value_name = "KIND",
-        conflicts_with = "direct"
-    )]
+    #[arg(long, value_enum, default_value = "disk", value_name = "KIND")]
     pub(super) store: StoreKind,
 
     /// What is fetched at once: a power of two from 4KiB to 4MiB
@@ -136,6 +130,22 @@ fn parse_seconds(text: &str) -> Result<Duration> {
 }
 
 impl ManagedArgs {
+    /// An option that was given and that a direct mount cannot keep.
+    pub(super) fn promised(&self) -> Option<&'static str> {
+        let given = [
+            (self.cache.is_some(), "--cache"),
+            (self.store == StoreKind::Mem, "--store"),
+            (self.pull_first, "--pull-first"),
+            (self.push == Switch::Off, "--push"),
+            (self.durability.is_some(), "--durability"),
+            (self.record_heat.is_some(), "--record-heat"),
+            (self.discard_dirty, "--discard-dirty"),
+            (self.hooks.is_any(), "--on-…"),
+        ];
+        let first = given.into_iter().find(|(is_given, _)| *is_given);
+        first.map(|(_, option)| option)
+    }
+
     /// What is fetched at once, in bytes.
     pub(super) fn chunk_bytes(&self) -> u64 {
         self.chunk_size
@@ -163,7 +173,7 @@ impl ManagedArgs {
         Ok(options)
     }
 
-    fn pull_order(&self) -> Result<PullOrder> {
+    pub(super) fn pull_order(&self) -> Result<PullOrder> {
         match self.pull_order.as_str() {
             "sequential" => Ok(PullOrder::Sequential),
             "none" => Ok(PullOrder::Nothing),

@@ -174,18 +174,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return Ok(detach::run()?);
     }
     let named = ticket_argument::resolve(args.resource.as_deref())?;
-    if let (Named::Url(url), Some(_)) = (&named, &args.managed.cache) {
-        return Err(Failure::Usage(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "{url} is on this host: it is mounted directly, and --cache is for remote volumes"
-            ),
-        )));
-    }
-    // Before anything is begun.
-    args.managed
-        .options(args.io_timeout())
-        .map_err(Failure::Usage)?;
+    args.check_options(&named)?;
     let resource = named.canonical();
     let place = ops::place(args.name.as_ref(), &named.to_string(), &resource)?;
     let record = repeat::record(args.resource.as_deref(), resource)?;
@@ -193,6 +182,24 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Args {
+    /// Before anything is begun.
+    fn check_options(&self, named: &Named) -> Result<(), Failure> {
+        let direct = match named {
+            Named::Url(url) => Some(format!("{url} is on this host, so it is mounted directly")),
+            Named::Ticket(_) if self.direct => Some("--direct keeps nothing here".to_owned()),
+            Named::Ticket(_) => None,
+        };
+        if let (Some(why), Some(option)) = (direct, self.managed.promised()) {
+            return Err(Failure::Usage(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{why}, and {option} is for managed mounts"),
+            )));
+        }
+        self.managed.pull_order()?;
+        let options = self.managed.options(self.io_timeout());
+        options.map(drop).map_err(Failure::Usage)
+    }
+
     /// The arguments of a mount that is repeated after its process has died.
     pub(super) fn repeated(self, detached: bool) -> Self {
         Self {
