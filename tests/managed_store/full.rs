@@ -94,8 +94,13 @@ fn the_pull_waits_for_room_and_goes_on() {
             ..world.options.clone()
         },
     );
-    until("the disk is full", || mount.status().store_failures > 0);
+    until("the disk is full", || mount.status().store_failures > 40);
+    let fetched = mount.status().fetched_bytes;
     assert!(mount.status().local_bytes < CHUNKS * CHUNK);
+    assert!(
+        fetched < 4 * CHUNKS * CHUNK,
+        "{fetched} bytes were fetched for nothing"
+    );
     drop(ballast);
     world.run(mount.pulled());
     let mut rig = Rig::of(&mount);

@@ -36,7 +36,7 @@ mod window;
 mod zero;
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
@@ -99,6 +99,8 @@ struct Shared {
     on_rings: bool,
     /// How many chunks are pulled at once, at most.
     pull_workers: u32,
+    /// How many pulls failed one after the other.
+    pull_failures: AtomicU32,
     /// How many runs are pushed at once, at most.
     push_workers: u32,
     buffers: Arc<Buffers>,
@@ -346,6 +348,7 @@ impl Shared {
                 .min(half(chunk_bytes as usize))
                 .min(calls),
             push_workers: options.push_workers.min(half(piece_bytes as usize)),
+            pull_failures: AtomicU32::new(0),
             deadline: Deadline::new(options.io_timeout, Arc::clone(&store.misses)),
             fetches: Fetches::default(),
             downlink: Flow::new(chunk_bytes, bulk_limit),

@@ -1,6 +1,7 @@
 //! The background pull: brings in what nobody has asked for yet.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -13,8 +14,13 @@ use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset, C
 /// How much of the origin's map of holes is asked for at once, in bytes.
 const MAP_BYTES: u64 = 1 << 30;
 
-/// How long to wait after a failure of the origin or of the store.
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How long to wait after a failure of the origin or of the store; longer if there are many in a row, so
+/// that a full disk does not cost what the link can carry.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// After how many failures in a row the pause is a second longer.
+const FAILURES_A_SECOND: u32 = 16;
 
 /// Pulls until everything is here. What fails is tried again for as long as the mount lives.
 pub(super) async fn pull(shared: Arc<Shared>) {
@@ -38,7 +44,7 @@ pub(super) async fn pull(shared: Arc<Shared>) {
         {
             break;
         }
-        tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        tokio::time::sleep(PAUSE_MIN).await;
     }
     shared.pulled.send_replace(true);
 }
@@ -70,10 +76,15 @@ impl Shared {
             return;
         };
         let fetch = self.fetch(chunk, absent, Priority::Pull);
+        let shared = Arc::clone(self);
         self.tasks.spawn(async move {
-            if fetch.ended().await.is_err() {
-                // A failing origin is not asked as fast as it can fail.
-                tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+            let failures = &shared.pull_failures;
+            if fetch.ended().await.is_ok() {
+                failures.store(0, Ordering::Relaxed);
+            } else {
+                let in_a_row = failures.fetch_add(1, Ordering::Relaxed);
+                let more = Duration::from_secs(u64::from(in_a_row / FAILURES_A_SECOND));
+                tokio::time::sleep((PAUSE_MIN + more).min(PAUSE_MAX)).await;
             }
             drop(worker);
         });
