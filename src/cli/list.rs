@@ -4,12 +4,13 @@ use blockferry::Result;
 use blockferry::ops::{self, Entry, Life};
 use blockferry::volume::format_size;
 
-use super::output;
+use super::{output, status};
 
 /// Lists the devices that run on this host, and what dead processes left
 ///
 /// A line for each: its name, the device, the resource behind it, size, mode, for how long it has
-/// been running, reads and writes, errors, and whether its process is alive. What is `dead` is
+/// been running, reads and writes, errors, and whether its process is alive; of a managed mount also how
+/// much is local and how much is not at the origin yet, until all of it is. What is `dead` is
 /// cleaned up by `blockferry stop NAME`; what is `dead, recoverable` has I/O that waits until
 /// `blockferry recover NAME` goes on with it.
 #[derive(Debug, clap::Args)]
@@ -62,8 +63,24 @@ fn row(entry: &Entry) -> Vec<String> {
         }
         None => cells.extend(std::iter::repeat_with(nothing).take(3)),
     }
-    cells.push(state(entry).to_owned());
+    cells.push(life(entry));
     cells
+}
+
+/// The state of a device, and how far a managed mount is that has not everything here or at its
+/// origin.
+pub(super) fn life(entry: &Entry) -> String {
+    let mut text = state(entry).to_owned();
+    let status = entry.status.as_ref();
+    if let Some(managed) = status.and_then(|status| status.managed.as_ref()) {
+        if managed.local_bytes < managed.size_bytes {
+            text.push_str(&format!(", {}% local", status::percent_local(managed)));
+        }
+        if managed.dirty_bytes > 0 {
+            text.push_str(&format!(", {} dirty", format_size(managed.dirty_bytes)));
+        }
+    }
+    text
 }
 
 pub(super) fn mode(running: &ops::Running) -> String {
@@ -73,7 +90,7 @@ pub(super) fn mode(running: &ops::Running) -> String {
     }
 }
 
-pub(super) fn state(entry: &Entry) -> &'static str {
+fn state(entry: &Entry) -> &'static str {
     let away = |status: &ops::Status| status.away_since.is_some();
     let lost = |status: &ops::Status| status.lost;
     match entry.state {
@@ -89,7 +106,12 @@ pub(super) fn state(entry: &Entry) -> &'static str {
 
 /// How long ago that was, in the largest unit.
 pub(super) fn since(unix_seconds: u64) -> String {
-    match ops::unix_seconds().saturating_sub(unix_seconds) {
+    duration(ops::unix_seconds().saturating_sub(unix_seconds))
+}
+
+/// A time in its largest unit.
+pub(super) fn duration(seconds: u64) -> String {
+    match seconds {
         s @ 0..60 => format!("{s}s"),
         s @ 60..3600 => format!("{}m", s / 60),
         s @ 3600..86_400 => format!("{}h", s / 3600),

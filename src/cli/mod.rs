@@ -7,6 +7,7 @@ mod completions;
 mod detach;
 mod doctor;
 mod failure;
+mod heat_map;
 mod hooks;
 mod list;
 mod logging;

@@ -481,7 +481,7 @@ impl Args {
         let Place { claim, left_over } = place;
         let record = repeat::of_resource(record, &resource, claim.directory())?;
         let mount = self.make_mount(opened, options.requests_max())?;
-        let orders = control::serve(claim.directory(), mount.status(&options))?;
+        let orders = control::serve(claim.directory(), mount.answers(&options))?;
         if let (Mounted::Managed(managed), true) = (&mount, self.managed.pull_first) {
             runtime.block_on(managed.pulled(&mut signals))?;
         }

@@ -1,16 +1,16 @@
 //! What is behind a device: a direct mount, or a managed one with its store and its origin.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, UNIX_EPOCH};
 
 use blockferry::device::DeviceOptions;
 use blockferry::mount::direct::{DirectMount, Fetcher};
 use blockferry::mount::managed::ManagedMount;
 use blockferry::net::Remote;
-use blockferry::ops::Status;
+use blockferry::ops::{Answers, Status};
 use blockferry::volume::cache::{Discard, discard};
 use blockferry::volume::{Volume, format_size};
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
@@ -57,11 +57,8 @@ impl Mounted {
         }
     }
 
-    /// What a status request is answered with.
-    pub(super) fn status(
-        &self,
-        options: &DeviceOptions,
-    ) -> Box<dyn Fn() -> Status + Send + Sync + 'static> {
+    /// What questions of other programs are answered with.
+    pub(super) fn answers(&self, options: &DeviceOptions) -> Answers {
         let (volume, queues, depth) =
             (Arc::downgrade(self.volume()), options.queues, options.depth);
         let common = move || Status {
@@ -79,7 +76,7 @@ impl Mounted {
                     remote.clone(),
                     mount.fetcher.as_ref().map(Fetcher::timeouts),
                 );
-                Box::new(move || {
+                Answers::from(move || {
                     let timed_out = timeouts.as_ref().map_or(0, |count| count.load(Relaxed));
                     let lost = remote.as_ref().and_then(|remote| remote.lost_because());
                     let away = remote.as_ref().and_then(|remote| remote.away_since());
@@ -99,7 +96,8 @@ impl Mounted {
             Self::Managed(managed) => {
                 // Its store is let go of before the last one has asked.
                 let mount = Arc::downgrade(&managed.mount);
-                Box::new(move || {
+                let mapped = Weak::clone(&mount);
+                Answers::from(move || {
                     let Some(status) = mount.upgrade().map(|mount| mount.status()) else {
                         return common();
                     };
@@ -111,6 +109,7 @@ impl Mounted {
                         ..common()
                     }
                 })
+                .with_map(move |parts| mapped.upgrade().map(|mount| mount.heat(parts)))
             }
         }
     }

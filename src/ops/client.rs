@@ -5,8 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::control::{Command, LINE_BYTES_MAX, Reply, Request, SOCKET};
+use super::control::{ANSWER_BYTES_MAX, Command, Reply, Request, SOCKET};
 use super::state::Status;
+use crate::volume::state_map::Heat;
 use crate::{Error, ErrorKind, Result};
 
 /// The counters of the device whose state is in `directory`.
@@ -14,11 +15,25 @@ pub(super) fn status(directory: &Path, patience: Duration) -> Result<Status> {
     match ask(directory, &Request::Status, patience)? {
         Reply::Status(status) => Ok(*status),
         Reply::Failed { busy, message } => Err(failed(busy, message)),
-        Reply::Done | Reply::Ended => Err(Error::new(
-            ErrorKind::Protocol,
-            "the process answered something else than its status",
-        )),
+        other => Err(unexpected(&other)),
     }
+}
+
+/// The map of the volume behind the device, in so many parts.
+pub(super) fn map(directory: &Path, parts: u32, patience: Duration) -> Result<Vec<Heat>> {
+    match ask(directory, &Request::Map { parts }, patience)? {
+        Reply::Map { parts } => Ok(parts),
+        Reply::Failed { busy, message } => Err(failed(busy, message)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    let what = match reply {
+        Reply::Ended => "the device is ending",
+        _ => "the process answered something else than it was asked",
+    };
+    Error::new(ErrorKind::Protocol, what)
 }
 
 /// What came of an order.
@@ -37,7 +52,7 @@ pub(super) fn order(directory: &Path, command: Command, patience: Duration) -> R
     match ask(directory, &Request::Order(command), patience)? {
         Reply::Failed { busy, message } => Ok(Outcome::Failed(failed(busy, message))),
         Reply::Ended => Ok(Outcome::Ended),
-        Reply::Done | Reply::Status(_) => Ok(Outcome::Done),
+        Reply::Done | Reply::Status(_) | Reply::Map { .. } => Ok(Outcome::Done),
     }
 }
 
@@ -73,7 +88,7 @@ fn exchange(socket: &Path, request: &Request, patience: Duration) -> io::Result<
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut answer = String::new();
-    BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut answer)?;
+    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_line(&mut answer)?;
     if answer.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

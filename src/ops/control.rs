@@ -15,10 +15,17 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::state::Status;
+use crate::volume::state_map::Heat;
 use crate::{Context, Error, ErrorKind, Result};
 
-/// The longest line either way, in bytes.
-pub(super) const LINE_BYTES_MAX: u64 = 64 << 10;
+/// The longest question, in bytes.
+const LINE_BYTES_MAX: u64 = 64 << 10;
+
+/// The longest answer, in bytes: a map of [`MAP_PARTS_MAX`] parts.
+pub(super) const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// In how many parts a volume's map can be asked for.
+pub const MAP_PARTS_MAX: u32 = 8192;
 
 /// How many programs may ask at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -37,6 +44,11 @@ pub(super) const SOCKET: &str = "control.sock";
 pub(super) enum Request {
     /// What has it done so far?
     Status,
+    /// How much of each part of the volume is local, and dirty?
+    Map {
+        /// The number of parts.
+        parts: u32,
+    },
     /// Something that the process has to do first.
     #[serde(untagged)]
     Order(Command),
@@ -59,11 +71,16 @@ pub enum Command {
 }
 
 /// What a running device answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub(super) enum Reply {
     /// Its counters.
     Status(Box<Status>),
+    /// The parts of the volume; of small ones there may be fewer than were asked for.
+    Map {
+        /// From its start to its end.
+        parts: Vec<Heat>,
+    },
     /// The order was carried out.
     Done,
     /// The device ended for another reason before it came to it.
@@ -116,6 +133,57 @@ impl Order {
     }
 }
 
+type MapCall = Arc<dyn Fn(u64) -> Option<Vec<Heat>> + Send + Sync>;
+
+/// What questions are answered with.
+pub struct Answers {
+    status: Box<dyn Fn() -> Status + Send + Sync>,
+    map: Option<MapCall>,
+}
+
+impl<F: Fn() -> Status + Send + Sync + 'static> From<F> for Answers {
+    /// `status` is called on the tokio runtime and must not block. There is no map.
+    fn from(status: F) -> Self {
+        Self {
+            status: Box::new(status),
+            map: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answers").finish_non_exhaustive()
+    }
+}
+
+impl Answers {
+    /// With the map of the volume in so many parts. The call may block; `None`: the volume is gone.
+    #[must_use]
+    pub fn with_map(self, map: impl Fn(u64) -> Option<Vec<Heat>> + Send + Sync + 'static) -> Self {
+        Self {
+            map: Some(Arc::new(map)),
+            ..self
+        }
+    }
+
+    async fn map(&self, parts: u32) -> Reply {
+        let refused = |kind, why: String| Reply::failed(&Error::new(kind, why));
+        let Some(map) = self.map.clone() else {
+            let why = "only managed mounts have a map: a direct one keeps nothing here";
+            return refused(ErrorKind::Unsupported, why.to_owned());
+        };
+        if !(1..=MAP_PARTS_MAX).contains(&parts) {
+            let why = format!("a map has 1 to {MAP_PARTS_MAX} parts, not {parts}");
+            return refused(ErrorKind::InvalidInput, why);
+        }
+        match tokio::task::spawn_blocking(move || map(parts.into())).await {
+            Ok(Some(parts)) => Reply::Map { parts },
+            Ok(None) | Err(_) => Reply::Ended,
+        }
+    }
+}
+
 /// The socket of a running device. Dropping it closes the socket.
 #[derive(Debug)]
 pub struct Control {
@@ -140,20 +208,17 @@ impl Drop for Control {
 }
 
 /// Opens the control socket in a claimed directory and answers there from a task of the running
-/// tokio runtime. `status` is called on that runtime and must not block.
+/// tokio runtime.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn serve<F>(directory: &Path, status: F) -> Result<Control>
-where
-    F: Fn() -> Status + Send + Sync + 'static,
-{
+pub fn serve(directory: &Path, answers: impl Into<Answers>) -> Result<Control> {
     let path = directory.join(SOCKET);
     let cannot = || format!("cannot make the control socket {}", path.display());
     let listener = UnixListener::bind(&path).context_io(cannot)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context_io(cannot)?;
     let (sender, orders) = mpsc::channel(ORDERS_MAX);
-    let listening = tokio::spawn(listen(listener, Arc::new(status), sender));
+    let listening = tokio::spawn(listen(listener, Arc::new(answers.into()), sender));
     Ok(Control { orders, listening })
 }
 
@@ -169,10 +234,7 @@ pub(super) fn remove_socket(directory: &Path) -> Result<()> {
     }
 }
 
-async fn listen<F>(listener: UnixListener, status: Arc<F>, orders: mpsc::Sender<Order>)
-where
-    F: Fn() -> Status + Send + Sync + 'static,
-{
+async fn listen(listener: UnixListener, answers: Arc<Answers>, orders: mpsc::Sender<Order>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
@@ -188,27 +250,24 @@ where
             tracing::warn!("more than {CONNECTIONS_MAX} programs ask at a time; one was sent away");
             continue;
         };
-        let (status, orders) = (Arc::clone(&status), orders.clone());
+        let (answers, orders) = (Arc::clone(&answers), orders.clone());
         tokio::spawn(async move {
-            converse(stream, status.as_ref(), &orders).await;
+            converse(stream, &answers, &orders).await;
             drop(place);
         });
     }
 }
 
 /// Serves one connection: a question, an answer.
-async fn converse<F: Fn() -> Status>(
-    mut stream: UnixStream,
-    status: &F,
-    orders: &mpsc::Sender<Order>,
-) {
+async fn converse(mut stream: UnixStream, answers: &Answers, orders: &mpsc::Sender<Order>) {
     let Ok(Some(line)) = timeout(PEER_TIMEOUT, read_line(&mut stream)).await else {
         return;
     };
     let mut delivered = None;
     let reply = match understood(&line) {
         Err(error) => Reply::failed(&error),
-        Ok(Request::Status) => Reply::Status(Box::new(status())),
+        Ok(Request::Status) => Reply::Status(Box::new((answers.status)())),
+        Ok(Request::Map { parts }) => answers.map(parts).await,
         Ok(Request::Order(command)) => {
             match carried_out(command, orders, &mut stream, &mut delivered).await {
                 Some(reply) => reply,

@@ -24,11 +24,11 @@ mod running;
 mod state;
 
 pub use claim::Claim;
-pub use control::{Command, Control, Order};
+pub use control::{Answers, Command, Control, MAP_PARTS_MAX, Order};
 pub use directory::run_directory;
 pub use holders::{Holder, How, holders, in_use};
 pub use mount_record::MountRecord;
 pub use name::Name;
 pub use recovery::{Place, place, refuse_left_over, take_left_over};
-pub use running::{Entry, Life, running, status, stop, sync};
+pub use running::{Entry, Life, map, running, status, stop, sync};
 pub use state::{Running, Status, redacted, unix_seconds};

@@ -15,10 +15,14 @@ use super::name::Name;
 use super::state::{Running, Status};
 use super::{client, directory, holders, recovery};
 use crate::device::{self, DeviceRecord};
+use crate::volume::state_map::Heat;
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How long a process may take to say what it has done.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long it may take to look at every block of its volume.
+const MAP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether a process that was stopped has gone.
 const GONE_POLL: Duration = Duration::from_millis(5);
@@ -89,6 +93,23 @@ pub(super) fn names(root: &Path) -> Result<Vec<Name>> {
 pub fn status(name: &Name) -> Result<Entry> {
     let root = checked_directory()?;
     look(&root, name).ok_or_else(|| unknown(name))
+}
+
+/// The map of the volume behind the device of that name, in `parts` of about the same length; fewer
+/// where it has fewer blocks.
+///
+/// # Errors
+/// `NotFound` for an unknown name, and where its process is dead, cannot be asked or has no map.
+pub fn map(name: &Name, parts: u32) -> Result<Vec<Heat>> {
+    let root = checked_directory()?;
+    let is_held = Claim::is_held(&root, name).ok_or_else(|| unknown(name))?;
+    let cannot =
+        |error: Error| Error::new(error.kind(), format!("no map of `{name}`")).because(error);
+    if !is_held {
+        let dead = Error::new(ErrorKind::NotFound, "its process is dead");
+        return Err(cannot(dead));
+    }
+    client::map(&root.join(name.as_str()), parts, MAP_TIMEOUT).map_err(cannot)
 }
 
 /// Ends the device of that name: asks its process to, or cleans up after a dead one. When this

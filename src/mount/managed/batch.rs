@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -117,6 +118,7 @@ impl Shared {
                 .write_at(&part[..len], offset, false, priority)
                 .await?;
             under_way.arrived(len as u64);
+            self.pushing.moved(len as u64, Instant::now());
             self.deadline.answered();
         }
         Ok(())

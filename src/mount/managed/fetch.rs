@@ -210,7 +210,7 @@ impl Shared {
         // What is past the end of what the origin has reads as zeros (L9).
         buffer.bytes_mut()[count.min(len)..].fill(0);
         under_way.arrived(data_bytes(&buffer.bytes()[..len]));
-        self.counters.fetched(len as u64);
+        self.fetched(len as u64);
         let shared = Arc::clone(self);
         self.tasks
             .blocking(move || shared.fill(blocks, &buffer))

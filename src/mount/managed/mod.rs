@@ -14,6 +14,7 @@
 //! | `push`, `batch` | sweeps of dirty blocks to the origin |
 //! | `checkpoint` | when the store is made durable unasked |
 //! | `window`, `flow`, `rate`, `buffers` | how much of it at once |
+//! | `status`, `throughput` | what it tells of itself |
 
 mod batch;
 mod buffers;
@@ -32,12 +33,14 @@ mod serve;
 mod slots;
 mod status;
 mod tasks;
+mod throughput;
 mod window;
 mod zero;
 
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, watch};
 
@@ -51,11 +54,13 @@ use self::rate::RateLimit;
 use self::read_ahead::ReadAhead;
 use self::slots::{SLOTS, Slots};
 use self::tasks::Tasks;
+use self::throughput::Throughput;
 use super::deadline::Deadline;
 use crate::backend::Resource;
 use crate::volume::cache::{CacheDirectory, Checkpointer, OpenedCache};
 use crate::volume::managed::{Latencies, ManagedStore, Touched};
 use crate::volume::misses::MISSES_MAX;
+use crate::volume::state_map::Heat;
 use crate::volume::{AsyncBackend, Geometry, MissQueue, QueueRing, Store, Volume};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -118,6 +123,8 @@ struct Shared {
     hook_turns: Arc<Semaphore>,
     /// Whether everything is local.
     pulled: watch::Sender<bool>,
+    pulling: Throughput,
+    pushing: Throughput,
     counters: Counters,
     miss_times: Latencies,
     last_error: Mutex<Option<String>>,
@@ -132,13 +139,6 @@ struct Counters {
     pushed_bytes: AtomicU64,
     origin_failures: AtomicU64,
     store_failures: AtomicU64,
-}
-
-impl Counters {
-    fn fetched(&self, bytes: u64) {
-        self.fetches.fetch_add(1, Ordering::Relaxed);
-        self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
 }
 
 impl ManagedMount {
@@ -279,7 +279,17 @@ impl ManagedMount {
 
     /// What it has done, and how far it is.
     pub fn status(&self) -> ManagedStatus {
-        self.shared.status()
+        ManagedStatus {
+            store: self.cache.path().to_owned(),
+            ..self.shared.status(self.volume.counters().reads)
+        }
+    }
+
+    /// The volume in `parts` of about the same length, and what is here of each; fewer where it has
+    /// fewer blocks. It looks at the state of every block, which takes its time.
+    pub fn heat(&self, parts: u64) -> Vec<Heat> {
+        let map = &self.shared.store.map;
+        map.heat(parts.min(map.blocks().len()))
     }
 
     /// Gives up what waits for the origin: such requests, and all to come that would have to wait,
@@ -361,6 +371,8 @@ impl Shared {
             checkpoints: Checkpoints::default(),
             hook_turns: Arc::new(Semaphore::new(HOOKS_MAX)),
             pulled: watch::Sender::new(false),
+            pulling: Throughput::new(Instant::now()),
+            pushing: Throughput::new(Instant::now()),
             counters: Counters::default(),
             miss_times: Latencies::default(),
             last_error: Mutex::default(),
@@ -417,6 +429,14 @@ impl Shared {
             .map_err(|error| {
                 Error::new(error.kind(), format!("the {what} hook failed")).because(error)
             })
+    }
+
+    fn fetched(&self, bytes: u64) {
+        self.counters.fetches.fetch_add(1, Ordering::Relaxed);
+        self.counters
+            .fetched_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        self.pulling.moved(bytes, Instant::now());
     }
 
     fn dirty_bytes(&self) -> u64 {

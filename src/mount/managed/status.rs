@@ -1,16 +1,17 @@
 //! What a managed mount tells of itself.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
+use super::{PullOrder, Shared};
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::managed::LatencySummary;
 
 /// How far a managed mount is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagedStatus {
     /// How many bytes are in the local store.
@@ -25,14 +26,27 @@ pub struct ManagedStatus {
     pub fetches: u64,
     /// How many went there.
     pub pushed_bytes: u64,
-    /// The best rate lately from the origin, in bytes a second.
+    /// What came from the origin in the last three seconds, in bytes a second.
     pub pull_rate: u64,
-    /// The best rate lately to it, in bytes a second.
+    /// What went there in the last three seconds, in bytes a second.
     pub push_rate: u64,
+    /// The best rate lately from the origin, in bytes a second.
+    pub pull_rate_best: u64,
+    /// The best rate lately to it, in bytes a second.
+    pub push_rate_best: u64,
+    /// Whether all that is not local is being pulled.
+    pub pulls: bool,
+    /// How long that will take at the present rate, in seconds; `None` where nobody knows, or there
+    /// is nothing left.
+    pub seconds_left: Option<u64>,
     /// Fetches that are under way or wait for their turn.
     pub fetches_under_way: u64,
     /// Reads that had to wait for the origin.
     pub missed_reads: u64,
+    /// Reads that had not to.
+    pub hit_reads: u64,
+    /// The share of these among all, from 0 to 1; `None` before the first read.
+    pub hit_ratio: Option<f64>,
     /// How long reads took that had not to, from a sample of one in 64.
     pub hit_latency: LatencySummary,
     /// How long reads waited that had to.
@@ -49,34 +63,42 @@ pub struct ManagedStatus {
     pub lost: Option<String>,
     /// The last failure, for people.
     pub last_error: Option<String>,
-}
-
-impl ManagedStatus {
-    /// How long the pull will yet take at the present rate, in seconds.
-    pub fn seconds_left(&self) -> Option<u64> {
-        let left = self.size_bytes.saturating_sub(self.local_bytes);
-        (left > 0 && self.pull_rate > 0).then(|| left.div_ceil(self.pull_rate))
-    }
+    /// The directory of the local store.
+    pub store: PathBuf,
 }
 
 impl Shared {
-    pub(super) fn status(&self) -> ManagedStatus {
+    /// `reads`: how many the volume was asked for.
+    pub(super) fn status(&self, reads: u64) -> ManagedStatus {
+        let now = Instant::now();
         let counts = self.store.map.counts();
         let size_bytes = self.geometry.resource_bytes();
         let counters = &self.counters;
         let away_since = self.origin.away_since();
+        // The last block may be short.
+        let local_bytes = (counts.present * BLOCK_BYTES).min(size_bytes);
+        let pulls = !matches!(self.options.pull, PullOrder::Nothing);
+        let pull_rate = self.pulling.rate(now);
+        let missed_reads = self.store.missed.load(Relaxed);
+        let hit_reads = reads.saturating_sub(missed_reads);
         ManagedStatus {
-            // The last block may be short.
-            local_bytes: (counts.present * BLOCK_BYTES).min(size_bytes),
+            local_bytes,
             dirty_bytes: self.dirty_bytes().min(size_bytes),
             size_bytes,
             fetched_bytes: counters.fetched_bytes.load(Relaxed),
             fetches: counters.fetches.load(Relaxed),
             pushed_bytes: counters.pushed_bytes.load(Relaxed),
-            pull_rate: self.downlink.rate() as u64,
-            push_rate: self.uplink.rate() as u64,
+            pull_rate,
+            push_rate: self.pushing.rate(now),
+            pull_rate_best: self.downlink.rate() as u64,
+            push_rate_best: self.uplink.rate() as u64,
+            pulls,
+            seconds_left: (pulls && local_bytes < size_bytes && pull_rate > 0)
+                .then(|| (size_bytes - local_bytes).div_ceil(pull_rate)),
             fetches_under_way: self.fetches.count() as u64,
-            missed_reads: self.store.missed.load(Relaxed),
+            missed_reads,
+            hit_reads,
+            hit_ratio: (reads > 0).then(|| hit_reads as f64 / reads as f64),
             hit_latency: self.store.hits.summary(),
             miss_latency: self.miss_times.summary(),
             timeouts: self.deadline.timeouts().load(Relaxed),
@@ -87,6 +109,8 @@ impl Shared {
                 .map(|since| since.as_secs()),
             lost: self.origin.lost_because(),
             last_error: super::lock(&self.last_error).clone(),
+            // Known to whoever has the directory.
+            store: PathBuf::new(),
         }
     }
 }

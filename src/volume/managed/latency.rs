@@ -18,7 +18,7 @@ pub struct Latencies {
 }
 
 /// What a histogram says.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LatencySummary {
     /// How many were counted.
@@ -31,6 +31,18 @@ pub struct LatencySummary {
     pub p99_us: u64,
     /// All.
     pub max_us: u64,
+    /// The histogram: its steps in which anything was counted, shortest times first.
+    pub steps: Vec<LatencyStep>,
+}
+
+/// Times that are about the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LatencyStep {
+    /// The longest time that falls into it, in microseconds.
+    pub upto_us: u64,
+    /// How many did.
+    pub count: u64,
 }
 
 impl Default for Latencies {
@@ -76,6 +88,15 @@ impl Latencies {
             p90_us: below(0.9),
             p99_us: below(0.99),
             max_us: below(1.0),
+            steps: counts
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| **count > 0)
+                .map(|(bucket, count)| LatencyStep {
+                    upto_us: highest_in(bucket),
+                    count: *count,
+                })
+                .collect(),
         }
     }
 }
@@ -124,6 +145,13 @@ mod tests {
         assert_eq!(summary.count, 100);
         assert!((50..=56).contains(&summary.p50_us), "{summary:?}");
         assert!((99..=111).contains(&summary.p99_us), "{summary:?}");
+        let sum: u64 = summary.steps.iter().map(|step| step.count).sum();
+        assert_eq!(sum, 100);
+        let first = LatencyStep {
+            upto_us: 1,
+            count: 1,
+        };
+        assert_eq!(summary.steps[0], first);
         latencies.note(Duration::MAX);
         assert!(latencies.summary().max_us > 3_600_000_000, "{summary:?}");
     }

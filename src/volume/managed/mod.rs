@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-pub use latency::{Latencies, LatencySummary};
+pub use latency::{Latencies, LatencyStep, LatencySummary};
 pub use touched::Touched;
 
 use super::file::FileStore;
