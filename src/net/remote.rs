@@ -305,6 +305,8 @@ impl Remote {
 
     /// Ends the use of the volume; with `release` the lease is given back first.
     async fn end(&self, release: bool) -> io::Result<()> {
+        // It would take the end for a loss.
+        self.supervisor.abort();
         let link = self.shared.link.borrow().clone();
         let mut released = Ok(());
         if let Link::Up(session) = link {
@@ -314,7 +316,6 @@ impl Remote {
             Close::Done.close(&session.connection);
         }
         self.shared.die("the volume was closed");
-        self.supervisor.abort();
         self.shared.dialer.farewell(FAREWELL_TIMEOUT).await;
         released
     }

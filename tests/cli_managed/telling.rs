@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod cli_managed_support;
+mod managed_support;
 
-use cli_managed_support::{CHUNK, Host, SIZE, pattern, until};
+use managed_support::{CHUNK, Host, SIZE, pattern, until};
 
 /// Local writes stay where they are, and a flush does not change that.
 const KEEP_DIRTY: [&str; 4] = ["--push-interval", "3600", "--durability", "local"];
