@@ -137,6 +137,7 @@ fn options_that_do_not_fit_are_wrong_usage() {
         &["mount", REMOTE, "--cache", "/srv/cache", "--store", "mem"],
         &["mount", REMOTE, "--push", "off", "--durability", "remote"],
         &["mount", REMOTE, "--memory-limit", "1MiB"],
+        &["mount", REMOTE, "--pull-first", "--pull-order", "none"],
         &["mount", REMOTE, "--push-interval", "-1"],
         &["mount", "mem:1MiB", "--direct", "--name", "a name"],
         &["mount", "mem:1MiB", "--direct", "--name", ""],

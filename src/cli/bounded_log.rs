@@ -7,6 +7,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use blockferry::{Context, Result};
 
+use super::progress;
+
 /// How long each of the two files gets, in bytes.
 const LOG_BYTES_MAX: u64 = 1 << 20;
 
@@ -34,7 +36,7 @@ pub(super) struct Destination;
 impl Write for Destination {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let Some(log) = LOG.get() else {
-            return io::stderr().write(line);
+            return progress::aside(|| io::stderr().write(line));
         };
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         if log.make_room(line.len() as u64)? {

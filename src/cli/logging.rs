@@ -6,8 +6,7 @@ use blockferry::{Error, ErrorKind, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::bounded_log;
-use super::output;
+use super::{bounded_log, output, progress};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
@@ -69,6 +68,9 @@ pub(super) fn start(options: &Options) -> Result<()> {
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(|| bounded_log::Destination);
+    if !options.quiet && options.log_format == Format::Text {
+        progress::allow();
+    }
     match options.log_format {
         Format::Text => logs.init(),
         Format::Json => logs.json().init(),

@@ -170,6 +170,12 @@ impl ManagedArgs {
             hooks: self.hooks.hooks(self.chunk_size),
         };
         options.check()?;
+        if self.pull_first && matches!(options.pull, PullOrder::Nothing) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "--pull-first waits until all is local, and with --pull-order none it never is",
+            ));
+        }
         Ok(options)
     }
 

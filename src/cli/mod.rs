@@ -16,6 +16,7 @@ mod managed;
 mod mount;
 mod mounted;
 mod output;
+mod progress;
 mod recover;
 mod repeat;
 mod serve;

@@ -1,34 +1,29 @@
 //! `blockferry mount`: a resource as a block device on this host.
 
+mod attach;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use blockferry::backend::{Kind, OpenOptions, Resource, open};
-use blockferry::device::{
-    self, DEPTH_MAX, Device, DeviceKind, DeviceOptions, DeviceRecord, QUEUES_MAX,
-};
+use blockferry::device::{self, DEPTH_MAX, DeviceKind, DeviceOptions, DeviceRecord, QUEUES_MAX};
 use blockferry::mount::direct;
+use blockferry::mount::managed;
 use blockferry::mount::managed::origin::StoreOptions;
-use blockferry::mount::managed::{self, ManagedMount};
 use blockferry::net::{Compression, Remote, RemoteOptions, TlsFiles};
-use blockferry::ops::{self, Claim, MountRecord, Name, Place, Running, control};
-use blockferry::volume::cache::{Discard, OpenedCache};
+use blockferry::ops::{self, MountRecord, Name, Place};
+use blockferry::volume::cache::OpenedCache;
 use blockferry::wire::Ticket;
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
 use clap::builder::RangedU64ValueParser;
 use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
 
 use super::block_size;
 use super::detach;
 use super::failure::Failure;
 use super::managed::ManagedArgs;
-use super::mounted::{self, Managed, Mounted};
-use super::output;
 use super::repeat;
-use super::serving::Serving;
 use super::signals::Signals;
 use super::store_place::{self, StorePlace};
 use super::ticket_argument::{self, Named};
@@ -229,18 +224,7 @@ impl Args {
         let takes_over = place.left_over.is_some();
         let begun = self.kind(&place).and_then(|kind| {
             let opened = self.open(&runtime, kind, named, &place, &mut signals)?;
-            let (remote, store) = (
-                opened.remote.clone(),
-                opened.store.as_ref().map(|(_, store)| store.clone()),
-            );
-            let serving = self.attach(&runtime, kind, opened, place, record, signals);
-            if serving.is_err() && !takes_over {
-                let _ = remote.map(|remote| runtime.block_on(remote.close()));
-                let _ = store
-                    .filter(|store| !store.keep)
-                    .map(|store| mounted::remove(&store.path, Discard::Clean));
-            }
-            serving
+            self.attach(&runtime, kind, opened, place, record, signals)
         });
         let serving = match begun {
             Ok(serving) => serving,
@@ -438,105 +422,6 @@ impl Args {
 
     fn io_timeout(&self) -> Option<Duration> {
         Some(Duration::from_secs(self.io_timeout)).filter(|time| !time.is_zero())
-    }
-
-    /// What is put behind the device.
-    fn make_mount(&self, opened: Opened, requests_max: usize) -> Result<Mounted> {
-        let Opened {
-            resource,
-            remote,
-            store,
-        } = opened;
-        let (Some((cache, place)), Some(remote)) = (store, remote.clone()) else {
-            return Ok(Mounted::Direct {
-                mount: direct::mount(&resource, requests_max, self.io_timeout()),
-                remote,
-            });
-        };
-        let options = self.managed.options(self.io_timeout())?;
-        let pushes = options.push;
-        let mount = ManagedMount::start(&resource, cache, options, requests_max)?;
-        Ok(Mounted::Managed(Managed {
-            mount: Arc::new(mount),
-            remote,
-            place,
-            pushes,
-            discard_dirty: AtomicBool::new(false),
-        }))
-    }
-
-    /// Makes the device, or takes it over, and says where it is.
-    fn attach(
-        &self,
-        runtime: &Runtime,
-        kind: DeviceKind,
-        opened: Opened,
-        place: Place,
-        record: MountRecord,
-        mut signals: Signals,
-    ) -> Result<Serving> {
-        let _guard = runtime.enter();
-        let resource = opened.resource.clone();
-        let options = self.device_options(kind, &resource, &place);
-        let Place { claim, left_over } = place;
-        let record = repeat::of_resource(record, &resource, claim.directory())?;
-        let mount = self.make_mount(opened, options.requests_max())?;
-        let orders = control::serve(claim.directory(), mount.answers(&options))?;
-        if let (Mounted::Managed(managed), true) = (&mount, self.managed.pull_first) {
-            runtime.block_on(managed.pulled(&mut signals))?;
-        }
-        let takes_over = left_over.is_some();
-        let device = match left_over {
-            None => {
-                repeat::keep(&record, &options, &claim)?;
-                device::start(kind, mount.volume().clone(), &options)?
-            }
-            Some(left_over) => match device::adopt(&left_over, mount.volume().clone(), &options) {
-                Ok(device) => device,
-                Err(error) => {
-                    // As with the runtime: what it may have been asked by now waits, and does not
-                    // fail.
-                    std::mem::forget(mount);
-                    return Err(error);
-                }
-            },
-        };
-        match self.announce(&claim, device.as_ref(), &resource, mount.mode()) {
-            // Whoever uses it has waited for long enough.
-            Err(error) if takes_over => tracing::error!("{}", error.chain()),
-            announced => announced?,
-        }
-        if takes_over && let Err(error) = repeat::keep(&record, &options, &claim) {
-            tracing::error!("{}", error.chain());
-        }
-        Ok(Serving {
-            claim,
-            mount,
-            path: device.path().to_owned(),
-            device: Arc::new(Mutex::new(device)),
-            orders,
-            signals,
-        })
-    }
-
-    /// Says where the device is.
-    fn announce(
-        &self,
-        claim: &Claim,
-        device: &dyn Device,
-        resource: &Resource,
-        mode: &str,
-    ) -> Result<()> {
-        let size_bytes = resource.geometry.device_bytes();
-        claim.publish(&Running {
-            read_only: resource.read_only,
-            mode: mode.to_owned(),
-            ..Running::new(device.path(), device.record(), &resource.url, size_bytes)
-        })?;
-        match self.detached {
-            true => detach::settle(claim.directory(), device.path()),
-            false => output::line(device.path().display()),
-        }
     }
 }
 

@@ -1,10 +1,9 @@
 //! What is behind a device: a direct mount, or a managed one with its store and its origin.
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use blockferry::device::DeviceOptions;
 use blockferry::mount::direct::{DirectMount, Fetcher};
@@ -14,12 +13,19 @@ use blockferry::ops::{Answers, Status};
 use blockferry::volume::cache::{Discard, discard};
 use blockferry::volume::{Volume, format_size};
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
+use tokio::task::spawn_blocking;
 
-use super::signals::Signals;
 use super::store_place::{self, StorePlace};
 
 /// How often it is looked whether the origin has gone while it is waited for.
 const AWAY_POLL: Duration = Duration::from_millis(200);
+
+/// How long this process itself may hold a store that it has closed: somebody may just be told its
+/// status, and the kernel takes rings down in its own time.
+const LET_GO_WAIT: Duration = Duration::from_secs(5);
+
+/// How often it is looked.
+const LET_GO_POLL: Duration = Duration::from_millis(5);
 
 /// What is behind a device.
 pub(super) enum Mounted {
@@ -182,19 +188,8 @@ async fn close(remote: &Remote) -> Result<()> {
 }
 
 impl Managed {
-    /// Waits until everything is local, or for a signal.
-    pub(super) async fn pulled(&self, signals: &mut Signals) -> Result<()> {
-        tokio::select! {
-            () = self.mount.pulled() => Ok(()),
-            () = signals.next() => Err(Error::new(
-                ErrorKind::TimedOut,
-                "told to end before everything was local",
-            )),
-        }
-    }
-
     async fn settle(&self) -> Result<()> {
-        if self.remote.is_read_only() {
+        if self.remote.is_read_only() || self.discard_dirty.load(Relaxed) {
             return Ok(());
         }
         if !self.pushes {
@@ -210,7 +205,10 @@ impl Managed {
                 Ok(()) => Ok(()),
                 Err(error) => self.allow_dirty(&error.chain()),
             },
-            () = gone => self.allow_dirty("the origin cannot be reached"),
+            () = gone => {
+                let lost = self.remote.lost_because();
+                self.allow_dirty(lost.as_deref().unwrap_or("the origin cannot be reached"))
+            }
         }
     }
 
@@ -233,9 +231,11 @@ impl Managed {
     async fn end(self) -> Result<()> {
         let finished = self.mount.finish().await;
         let dirty_bytes = self.mount.dirty_bytes();
-        let stays = dirty_bytes > 0 && !self.discard_dirty.load(Relaxed);
+        let gives_up = dirty_bytes > 0 && self.discard_dirty.load(Relaxed);
+        let stays = dirty_bytes > 0 && !gives_up;
+        // Nobody but this store could write the volume: the server still takes it for the writer.
+        let is_away = self.remote.away_since().is_some() && !self.remote.is_read_only();
         let closed = if stays {
-            // Only this store may go on.
             self.remote
                 .close_keeping_lease()
                 .await
@@ -243,29 +243,39 @@ impl Managed {
         } else {
             close(&self.remote).await
         };
-        let path = self.place.path.clone();
-        let keep = self.place.keep || stays;
+        let place = self.place.clone();
         drop(self);
-        let removed = match keep {
-            true => {
-                if stays {
-                    tracing::warn!(
-                        store = %path.display(),
-                        "{} of local writes stay in the local store", format_size(dirty_bytes)
-                    );
-                }
-                Ok(())
+        if !gives_up && (place.keep || stays || is_away || closed.is_err()) {
+            if stays {
+                let store = place.path.display();
+                let kept = format_size(dirty_bytes);
+                tracing::warn!(%store, "{kept} of local writes stay in the local store");
             }
-            false => remove(&path, Discard::EvenDirty),
-        };
+            return finished.and(closed);
+        }
+        let removed = remove(&place, Discard::EvenDirty).await;
         finished.and(removed).and(closed)
     }
 }
 
-/// Removes a store that is not kept.
-pub(super) fn remove(path: &Path, what: Discard) -> Result<()> {
-    discard(path, &store_place::live_maps(), what)?;
-    // Only if nobody has put anything else there.
-    let _ = std::fs::remove_dir(path);
+/// Removes a store; not the directory, where that is the user's.
+pub(super) async fn remove(place: &StorePlace, what: Discard) -> Result<()> {
+    let deadline = Instant::now() + LET_GO_WAIT;
+    loop {
+        let path = place.path.clone();
+        let removed = spawn_blocking(move || discard(&path, &store_place::live_maps(), what))
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        match removed {
+            Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < deadline => {
+                tokio::time::sleep(LET_GO_POLL).await;
+            }
+            other => break other?,
+        }
+    }
+    if !place.keep {
+        // Only if nobody has put anything else there.
+        let _ = std::fs::remove_dir(&place.path);
+    }
     Ok(())
 }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockferry::device::Device;
+use blockferry::device::{Device, write_back};
 use blockferry::ops::{Claim, Command, Control, How, Order, holders, in_use};
 use blockferry::{Context, Error, ErrorKind, Result};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::mounted::Mounted;
+use super::progress::Progress;
 use super::signals::Signals;
 
 /// How long a device may take to disappear after it was told to.
@@ -31,6 +32,7 @@ pub(super) struct Serving {
     pub(super) device: SharedDevice,
     pub(super) orders: Control,
     pub(super) signals: Signals,
+    pub(super) progress: Option<Progress>,
 }
 
 impl Serving {
@@ -46,6 +48,7 @@ impl Serving {
                 error = device.ended() => {
                     drop(device);
                     drop(self.device);
+                    drop(self.progress);
                     let _ = self.mount.end().await;
                     return Err(error);
                 }
@@ -59,6 +62,7 @@ impl Serving {
             let force = by_signal && refused_before || asked.iter().any(is_forced);
             match self.stop(&mut asked, force).await {
                 Ok(flushed) => {
+                    drop(self.progress);
                     drop(self.device);
                     let ended = flushed.and(self.mount.end().await);
                     answer(asked, &ended).await;
@@ -124,9 +128,14 @@ impl Serving {
             ..
         } = self;
         let path = self.path.clone();
+        // A managed mount is made durable when it is settled.
+        let is_managed = mount.managed().is_some();
         let flushing = in_background(device, move |device| {
             sync_file_systems(&path);
-            device.flush()
+            match is_managed {
+                true => write_back(&path),
+                false => device.flush(),
+            }
         });
         tokio::pin!(flushing);
         loop {
@@ -162,8 +171,12 @@ impl Serving {
                 settled = &mut settling => return settled.map(|()| false),
                 () = self.signals.next() => return Ok(true),
                 order = self.orders.order() => {
-                    let forced = is_forced(&order);
+                    let (forced, discards) = (is_forced(&order), discards_dirty(&order));
                     asked.push(order);
+                    if discards {
+                        self.mount.discard_dirty();
+                        return Ok(forced);
+                    }
                     if forced { return Ok(true); }
                 }
             }
@@ -176,17 +189,16 @@ impl Serving {
         let managed = self.mount.managed();
         tokio::spawn(async move {
             // Not by way of the device, which is being watched.
-            let flushed = spawn_blocking(move || {
-                File::open(&path)
-                    .and_then(|device| device.sync_all())
-                    .context_io(|| format!("cannot flush {}", path.display()))
-            });
-            let flushed = flushed
-                .await
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-            let synced = match (flushed, managed) {
-                (Ok(()), Some(mount)) => mount.sync().await,
-                (flushed, _) => flushed,
+            let synced = match managed {
+                Some(mount) => mount.sync_after(blocking(move || write_back(&path))).await,
+                None => {
+                    let flush = move || {
+                        File::open(&path)
+                            .and_then(|device| device.sync_all())
+                            .context_io(|| format!("cannot flush {}", path.display()))
+                    };
+                    blocking(flush).await
+                }
             };
             order.answer(synced).await;
         });
@@ -229,7 +241,12 @@ async fn in_background(
     work: impl FnOnce(&mut dyn Device) -> Result<()> + Send + 'static,
 ) -> Result<()> {
     let device = Arc::clone(device);
-    spawn_blocking(move || work(device.blocking_lock().as_mut()))
+    blocking(move || work(device.blocking_lock().as_mut())).await
+}
+
+/// Runs work that blocks.
+async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    spawn_blocking(work)
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }

@@ -4,6 +4,7 @@ pub mod choice;
 pub mod fuse;
 mod record;
 pub mod ublk;
+mod write_back;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::{Error, ErrorKind, Result};
 
 pub use choice::{Choice, choose};
 pub use record::{DeviceRecord, Recovery, UblkRecord, adopt, is_left_over, remove_left_over};
+pub use write_back::write_back;
 
 /// A kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

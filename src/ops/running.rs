@@ -221,11 +221,14 @@ fn look(root: &Path, name: &Name) -> Option<Entry> {
         status: None,
         note,
     };
-    if entry.state == Life::Alive {
-        match client::status(&directory, STATUS_TIMEOUT) {
+    match entry.state {
+        Life::Alive => match client::status(&directory, STATUS_TIMEOUT) {
             Ok(status) => entry.status = Some(status),
             Err(error) => entry.note = Some(error.chain()),
-        }
+        },
+        // It may pull everything first.
+        Life::Starting => entry.status = client::status(&directory, STATUS_TIMEOUT).ok(),
+        Life::Dead => {}
     }
     Some(entry)
 }

@@ -1,7 +1,5 @@
 //! A server and managed mounts as processes of their own, over loopback.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -22,6 +20,9 @@ pub(crate) const CHUNK: u64 = 256 << 10;
 
 /// How long the volume is unless a test says otherwise.
 pub(crate) const SIZE: u64 = 16 << 20;
+
+/// Local writes stay where they are, and a flush does not change that.
+pub(crate) const KEEP_DIRTY: [&str; 4] = ["--push-interval", "3600", "--durability", "local"];
 
 /// Folders of its own for everything that a host keeps.
 pub(crate) struct Host {
@@ -97,9 +98,15 @@ impl Host {
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_blockferry"));
+        let mut command = self.other_command(env!("CARGO_BIN_EXE_blockferry"));
+        command.args(args);
         command
-            .args(args)
+    }
+
+    /// Another program that may run this one.
+    pub(crate) fn other_command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
             .env("BLOCKFERRY_RUN_DIR", self.path("run"))
             .env("XDG_CACHE_HOME", self.path("cache-home"))
             .env("XDG_STATE_HOME", self.path("state-home"))
@@ -213,9 +220,21 @@ impl Host {
         until("nothing is dirty", || self.number("dirty_bytes") == 0);
     }
 
+    pub(crate) fn until_away(&self) {
+        until("the origin is away", || {
+            !self.managed()["away_since"].is_null()
+        });
+    }
+
     /// What the origin has, as a program beside the server sees it.
     pub(crate) fn at_origin(&self, offset: u64, len: usize) -> Vec<u8> {
         read(&self.path("disk.img"), offset, len)
+    }
+
+    /// What a store that was kept says of itself.
+    pub(crate) fn cache(&self, directory: &str) -> Value {
+        let shown = self.succeeds(&["cache", "show", directory, "--json"]);
+        serde_json::from_str(&shown).expect("JSON")
     }
 
     /// The stores that are left under the cache home.
@@ -238,6 +257,13 @@ pub(crate) fn read(path: &Path, offset: u64, len: usize) -> Vec<u8> {
 impl Server {
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("sent");
+    }
+
+    /// Ends it in order, which its clients notice at once; gives where it was.
+    pub(crate) fn end(mut self) -> String {
+        self.signal(Signal::SIGTERM);
+        assert!(self.child.wait().expect("waited").success());
+        self.listen.clone()
     }
 
     /// Ends it as a crash would; gives where it was.

@@ -1,13 +1,6 @@
-//! Managed mounts as programs: what they tell, how they end, and how they go on.
+//! What a mount tells of itself.
 
-#![allow(clippy::unwrap_used)]
-
-mod managed_support;
-
-use managed_support::{CHUNK, Host, SIZE, pattern, until};
-
-/// Local writes stay where they are, and a flush does not change that.
-const KEEP_DIRTY: [&str; 4] = ["--push-interval", "3600", "--durability", "local"];
+use super::support::{CHUNK, Host, KEEP_DIRTY, SIZE, pattern, until};
 
 #[test]
 fn status_tells_what_is_local_dirty_and_missed_and_the_map_where() {
@@ -127,4 +120,95 @@ fn only_managed_mounts_have_a_map() {
     assert_eq!(output.status.code(), Some(2));
     let output = host.run(&["status", "disk", "--parts", "5"]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+/// A mount on a terminal of its own, whose answer goes to a file.
+struct OnTerminal<'a> {
+    host: &'a Host,
+    child: std::process::Child,
+}
+
+impl<'a> OnTerminal<'a> {
+    fn begin(host: &'a Host, args: &str) -> Self {
+        let mount = format!(
+            "{} mount {} --device fuse --name disk {args} >{}",
+            env!("CARGO_BIN_EXE_blockferry"),
+            host.ticket(),
+            host.text("answer"),
+        );
+        let _ = std::fs::remove_file(host.path("answer"));
+        let child = host
+            .other_command("script")
+            .args(["-qefc", &mount, &host.text("terminal")])
+            .env("TERM", "xterm")
+            .stdout(std::process::Stdio::null())
+            .spawn();
+        let child = child.expect("`script` of util-linux");
+        Self { host, child }
+    }
+
+    fn shows(&self) -> String {
+        let bytes = std::fs::read(self.host.path("terminal")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn answer(&self) -> String {
+        std::fs::read_to_string(self.host.path("answer")).unwrap_or_default()
+    }
+}
+
+impl Drop for OnTerminal<'_> {
+    fn drop(&mut self) {
+        self.host
+            .run(&["stop", "disk", "--force", "--discard-dirty"]);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn progress_is_drawn_on_a_terminal_alone_and_leaves_the_answer_alone() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let mut shown = OnTerminal::begin(&host, "--pull-first --pull-rate 8MiB");
+    until("everything is local", || !shown.answer().is_empty());
+    let terminal = shown.shows();
+    for part in ["of 16MiB local", "MiB/s", "left", "##"] {
+        assert!(terminal.contains(part), "no `{part}` in {terminal}");
+    }
+    host.succeeds(&["stop", "disk"]);
+    assert!(shown.child.wait().unwrap().success());
+    // The path of the device, and nothing else; the line is gone in the end.
+    let answer = shown.answer();
+    assert_eq!(answer.lines().count(), 1, "{answer:?}");
+    assert!(
+        answer.starts_with('/') && !answer.contains(['\r', '\x1b']),
+        "{answer:?}"
+    );
+    let terminal = shown.shows();
+    let last = terminal
+        .lines()
+        .rfind(|line| !line.starts_with("Script"))
+        .unwrap();
+    assert!(
+        !last.rsplit("\x1b[2K").next().unwrap().contains("local"),
+        "{terminal}"
+    );
+    drop(shown);
+
+    let quiet = OnTerminal::begin(&host, "-q --pull-rate 8MiB");
+    until("it is mounted", || !quiet.answer().is_empty());
+    host.until_local();
+    assert!(!quiet.shows().contains("local"), "{}", quiet.shows());
+    drop(quiet);
+
+    let mut mount = host.mount(&["--pull-rate", "8MiB"]);
+    host.until_local();
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    let said = mount.stderr();
+    assert!(
+        !said.contains(['\r', '\x1b']) && !said.contains("local"),
+        "{said}"
+    );
 }

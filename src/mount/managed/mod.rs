@@ -236,10 +236,20 @@ impl ManagedMount {
     /// # Errors
     /// When the origin fails it, or the hook before it does. What was not pushed stays dirty.
     pub async fn sync(&self) -> Result<()> {
+        self.sync_after(std::future::ready(Ok(()))).await
+    }
+
+    /// The same for what `write_back` writes to the volume, which is waited for between the hook before
+    /// a sync and the sync.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync), and what `write_back` gives.
+    pub async fn sync_after(&self, write_back: impl Future<Output = Result<()>>) -> Result<()> {
         let shared = &self.shared;
         if let Some(hook) = shared.options.hooks.before_sync.clone() {
             shared.hook("before-sync", hook).await?;
         }
+        write_back.await?;
         let pushed_before = shared.counters.pushed_bytes.load(Ordering::Relaxed);
         shared
             .sweep_all()

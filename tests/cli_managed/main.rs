@@ -1,0 +1,7 @@
+//! Managed mounts as programs, on a FUSE device: what they tell, how they end, and how they go on.
+
+#![allow(clippy::unwrap_used)]
+
+mod ending;
+mod support;
+mod telling;
