@@ -1,12 +1,21 @@
 //! Commands that are run when something happens to a managed mount.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use blockferry::mount::managed::{Hook, Hooks};
 use blockferry::volume::ChunkIndex;
 use blockferry::{Context, Error, ErrorKind, Result};
+
+/// How many chunks a command may not have heard of yet.
+const LINES_MAX: usize = 64 << 10;
+
+/// How long such a command may take to end when there is nothing more to tell.
+const END_WAIT: Duration = Duration::from_secs(10);
 
 /// Commands, each run by `sh -c`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +33,8 @@ pub(super) struct HookArgs {
     #[arg(long, value_name = "COMMAND")]
     on_before_close: Option<String>,
 
-    /// Run once, and told of each chunk that became local: a line `OFFSET LENGTH` on its standard input
+    /// Run once, and told of each chunk that became local: a line `OFFSET LENGTH` on its standard input.
+    /// It is not waited for, but for its end 10 seconds
     #[arg(long, value_name = "COMMAND")]
     on_chunk_local: Option<String>,
 }
@@ -66,13 +76,10 @@ impl HookArgs {
             }),
             before_close: command(&self.on_before_close),
             chunk_is_local: self.on_chunk_local.clone().map(|text| {
-                let told = Told {
-                    command: text,
-                    chunk_bytes,
-                    child: Mutex::new(State::NotStarted),
-                };
-                let hook: Arc<dyn Fn(ChunkIndex) + Send + Sync> =
-                    Arc::new(move |chunk| told.tell(chunk));
+                let told = Told::new(text);
+                let hook: Arc<dyn Fn(ChunkIndex) + Send + Sync> = Arc::new(move |chunk| {
+                    told.tell(format!("{} {chunk_bytes}\n", chunk.start(chunk_bytes)));
+                });
                 hook
             }),
         }
@@ -81,9 +88,10 @@ impl HookArgs {
 
 fn shell(text: &str) -> Command {
     let mut command = Command::new("sh");
-    // What it prints is not an answer of ours.
+    // What it prints is not an answer of ours, and what interrupts us does not interrupt it.
     command
         .args(["-c", text])
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(std::io::stderr());
     command
@@ -106,52 +114,121 @@ fn run(text: &str, pushed_bytes: Option<u64>) -> Result<()> {
     ))
 }
 
-/// A command that is told of chunks. It ends when its standard input does, with the mount.
+/// A command that is told of chunks by a thread of its own. It is to end when its standard input does,
+/// with the mount.
 struct Told {
     command: String,
-    chunk_bytes: u64,
-    child: Mutex<State>,
+    teller: Mutex<Teller>,
 }
 
-enum State {
+enum Teller {
     NotStarted,
-    Running(Child),
+    Running {
+        lines: SyncSender<String>,
+        ended: Receiver<()>,
+    },
     Gone,
 }
 
 impl Told {
-    fn tell(&self, chunk: ChunkIndex) {
-        let mut state = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::NotStarted = *state {
-            *state = match shell(&self.command).stdin(Stdio::piped()).spawn() {
-                Ok(child) => State::Running(child),
-                Err(error) => {
-                    tracing::warn!(command = self.command, %error, "cannot run it");
-                    State::Gone
-                }
-            };
-        }
-        let State::Running(child) = &mut *state else {
-            return;
-        };
-        let line = format!("{} {}\n", chunk.start(self.chunk_bytes), self.chunk_bytes);
-        let told = child
-            .stdin
-            .as_mut()
-            .map(|stdin| stdin.write_all(line.as_bytes()));
-        if !matches!(told, Some(Ok(()))) {
-            tracing::warn!(command = self.command, "it does not listen any more");
-            *state = State::Gone;
+    fn new(command: String) -> Self {
+        Self {
+            command,
+            teller: Mutex::new(Teller::NotStarted),
         }
     }
+
+    /// Never waits for the command.
+    fn tell(&self, line: String) {
+        let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Teller::NotStarted = *teller {
+            *teller = self.start();
+        }
+        let Teller::Running { lines, .. } = &*teller else {
+            return;
+        };
+        if let Err(error) = lines.try_send(line) {
+            let why = match error {
+                TrySendError::Full(_) => "it falls too far behind, and is told of no more chunks",
+                TrySendError::Disconnected(_) => "it does not listen any more",
+            };
+            tracing::warn!(command = self.command, "{why}");
+            *teller = Teller::Gone;
+        }
+    }
+
+    fn start(&self) -> Teller {
+        let child = match shell(&self.command).stdin(Stdio::piped()).spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                tracing::warn!(command = self.command, %error, "cannot run it");
+                return Teller::Gone;
+            }
+        };
+        let (lines, to_tell) = sync_channel(LINES_MAX);
+        let (end, ended) = sync_channel(1);
+        std::thread::spawn(move || {
+            pass_on(child, &to_tell);
+            let _ = end.send(());
+        });
+        Teller::Running { lines, ended }
+    }
+}
+
+/// Tells a command until there is nothing more to tell or it does not listen, and waits for its end.
+fn pass_on(mut child: Child, lines: &Receiver<String>) {
+    if let Some(mut stdin) = child.stdin.take() {
+        let mut told = Ok(());
+        while let (Ok(()), Ok(line)) = (&told, lines.recv()) {
+            told = stdin.write_all(line.as_bytes());
+        }
+    }
+    let _ = child.wait();
 }
 
 impl Drop for Told {
     fn drop(&mut self) {
-        let state = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let State::Running(child) = state {
-            drop(child.stdin.take());
-            let _ = child.wait();
+        let teller = self.teller.get_mut();
+        let teller = teller.unwrap_or_else(PoisonError::into_inner);
+        if let Teller::Running { lines, ended } = std::mem::replace(teller, Teller::Gone) {
+            drop(lines);
+            if ended.recv_timeout(END_WAIT) == Err(RecvTimeoutError::Timeout) {
+                tracing::warn!(
+                    command = self.command,
+                    "it has not ended, and is left alone"
+                );
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn a_command_that_does_not_listen_stops_nobody() {
+        let told = Told::new("exec sleep 60".to_owned());
+        let begun = Instant::now();
+        // More than the pipe and the queue hold.
+        for chunk in 0..LINES_MAX + 100_000 {
+            told.tell(format!("{chunk} 4096\n"));
+        }
+        assert!(matches!(*told.teller.lock().expect("whole"), Teller::Gone));
+        drop(told);
+        assert!(begun.elapsed() < END_WAIT, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn all_that_was_told_has_arrived_when_it_ends() {
+        let directory = tempfile::tempdir().expect("directory");
+        let file = directory.path().join("chunks");
+        let told = Told::new(format!("sleep 0.2; exec cat >{}", file.display()));
+        let lines: Vec<String> = (0..1000).map(|chunk| format!("{chunk} 4096\n")).collect();
+        lines.iter().for_each(|line| told.tell(line.clone()));
+        drop(told);
+        let arrived = std::fs::read_to_string(&file).expect("written");
+        assert_eq!(arrived, lines.concat());
     }
 }
