@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use blockferry::volume::cache::{CacheReport, Contents, Discard, discard, inspect};
 use blockferry::volume::format_size;
-use blockferry::{Error, Result};
+use blockferry::{Error, ErrorKind, Result};
 use data_encoding::HEXLOWER;
 
 use super::output;
@@ -128,7 +128,7 @@ fn remove(args: &Remove) -> Result<()> {
         false => Discard::Clean,
     };
     discard(&args.directory, &live_maps(), what).map_err(|error| match error.kind() {
-        blockferry::ErrorKind::Dirty | blockferry::ErrorKind::Damaged if !args.discard_dirty => {
+        ErrorKind::Dirty | ErrorKind::Damaged | ErrorKind::Foreign if !args.discard_dirty => {
             Error::new(
                 error.kind(),
                 format!("{}; --discard-dirty removes it all the same", error.chain()),

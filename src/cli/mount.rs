@@ -356,7 +356,13 @@ impl Args {
                 false => store_place::memory_bytes_max(),
             },
         };
-        let (remote, cache) = managed::origin::open(ticket, options, &store_options).await?;
+        let (remote, cache) = managed::origin::open(ticket, options, &store_options)
+            .await
+            .map_err(|error| {
+                let error = store.explained(error, self.managed.chunk_bytes());
+                store.forget_unused();
+                error
+            })?;
         Ok((remote, Some((cache, store))))
     }
 

@@ -273,9 +273,6 @@ pub(super) async fn remove(place: &StorePlace, what: Discard) -> Result<()> {
             other => break other?,
         }
     }
-    if !place.keep {
-        // Only if nobody has put anything else there.
-        let _ = std::fs::remove_dir(&place.path);
-    }
+    place.forget_unused();
     Ok(())
 }

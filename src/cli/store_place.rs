@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
 use blockferry::ops;
-use blockferry::volume::cache;
 use blockferry::volume::memory::available_bytes;
+use blockferry::volume::{cache, format_size};
 use blockferry::{Context, Error, ErrorKind, Result};
 use data_encoding::HEXLOWER;
 use nix::unistd::geteuid;
@@ -71,6 +71,44 @@ pub(super) fn choose(args: &ManagedArgs, resource: &str) -> Result<StorePlace> {
             root.display()
         ),
     ))
+}
+
+impl StorePlace {
+    /// Why the store cannot be used, with what to do about it.
+    pub(super) fn explained(&self, error: Error, chunk_bytes: u64) -> Error {
+        let path = self.path.display();
+        let elsewhere = match self.keep {
+            true => "name another directory with --cache, or ",
+            false => "",
+        };
+        let advice = match error.kind() {
+            ErrorKind::Foreign => match self.other_chunk(chunk_bytes) {
+                Some(chunk) => format!(
+                    "go on with it by --chunk-size {chunk}, or remove it with `blockferry cache drop {path}`"
+                ),
+                None => format!("{elsewhere}remove it with `blockferry cache drop {path}`"),
+            },
+            ErrorKind::Damaged => format!(
+                "nothing of it was used; {elsewhere}give up what it held with `blockferry cache drop \
+                 {path} --discard-dirty`"
+            ),
+            _ => return error,
+        };
+        Error::new(error.kind(), format!("{}; {advice}", error.chain()))
+    }
+
+    /// Removes its directory, unless that is the user's or has anything in it.
+    pub(super) fn forget_unused(&self) {
+        if !self.keep {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
+    /// The chunk that the store was made with, if that is another one.
+    fn other_chunk(&self, chunk_bytes: u64) -> Option<String> {
+        let report = cache::inspect(&self.path, &live_maps()).ok()?;
+        (report.chunk_bytes != chunk_bytes).then(|| format_size(report.chunk_bytes))
+    }
 }
 
 /// Where the live maps of this user's stores are. No device has such a name.

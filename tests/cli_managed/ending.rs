@@ -113,7 +113,7 @@ fn a_clean_mount_that_ends_while_the_origin_is_away_goes_on_without_a_takeover()
     let server = host.serve();
     let mut mount = host.mount(&[]);
     host.until_local();
-    let listen = server.end();
+    let listen = server.crash();
     host.until_away();
     host.succeeds(&["stop", "disk"]);
     assert_eq!(mount.ended(), Some(0));

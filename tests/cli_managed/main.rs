@@ -3,5 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod ending;
+mod going_on;
+mod hooks;
+mod stores;
 mod support;
 mod telling;
+mod writers;

@@ -1,7 +1,7 @@
 //! A server and managed mounts as processes of their own, over loopback.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -237,6 +237,13 @@ impl Host {
         serde_json::from_str(&shown).expect("JSON")
     }
 
+    /// Takes the volume over from whoever has it, and gives it back.
+    pub(crate) fn forget_lease(&self) {
+        let mut mount = self.mount(&["--direct", "--takeover"]);
+        self.succeeds(&["stop", "disk"]);
+        assert_eq!(mount.ended(), Some(0));
+    }
+
     /// The stores that are left under the cache home.
     pub(crate) fn stores(&self) -> Vec<PathBuf> {
         let home = self.path("cache-home").join("blockferry/stores");
@@ -289,6 +296,14 @@ impl Mount {
         BufReader::new(stdout).read_line(&mut line).expect("read");
         self.device = PathBuf::from(line.trim_end());
         assert!(self.device.exists(), "{line:?}: {}", self.stderr());
+    }
+
+    /// Whether there is nothing on standard output, up to its end.
+    pub(crate) fn said_nothing(&mut self) -> bool {
+        let mut said = String::new();
+        let stdout = self.child.stdout.as_mut().expect("piped");
+        stdout.read_to_string(&mut said).expect("read");
+        said.is_empty()
     }
 
     pub(crate) fn stderr(&self) -> String {

@@ -46,13 +46,15 @@ wait_until 60 "the push of what an earlier mount wrote" is_clean client
 same "$(dd if="$work/disk.img" bs=64k skip=5 count=1 status=none | sha256sum)" "$written" "what an earlier mount wrote, at the origin"
 detach client
 
-# Without one it refuses, and gives up what it is told to give up.
-manage client "@$work/disk.ticket" --pull-order none --durability local --push off
+# Without one it refuses, though a flush is for the origin here, and gives up what it is told to give up; neither waits for anybody.
+manage client "@$work/disk.ticket" --pull-order none --push-interval 3600 --io-timeout 0
 write_at 7
 crash server
 wait_until 30 "the status to say that the origin is away" is_away client
+before=$SECONDS
 refused "$BLOCKFERRY" stop client
 contains "$message" "discard-dirty" "a stop that would lose writes"
 "$BLOCKFERRY" stop client --discard-dirty
+[ $((SECONDS - before)) -lt 20 ] || fail "it took $((SECONDS - before)) s"
 ends_with 0 client
 nothing_left

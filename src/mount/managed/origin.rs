@@ -91,7 +91,16 @@ async fn make(
         managed: Some(managed(opening)),
         ..remote
     };
-    let remote = Remote::connect(target, options).await?;
+    let remote = match Remote::connect(target, options).await {
+        Ok(remote) => remote,
+        Err(error) => {
+            if is_refusal(error.kind()) {
+                // Nobody knows of this store.
+                let _ = discard(&store.path, &store.run_directory, Discard::EvenDirty);
+            }
+            return Err(error);
+        }
+    };
     let size_bytes = remote.geometry().resource_bytes();
     if size_bytes > store.size_bytes_max {
         let _ = remote.close().await;
@@ -112,6 +121,18 @@ async fn make(
     )?;
     note_source(&remote, &cache)?;
     Ok((remote, cache))
+}
+
+/// Whether the server has said that it grants nothing.
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Busy
+            | ErrorKind::NotFound
+            | ErrorKind::ReadOnly
+            | ErrorKind::Unauthenticated
+            | ErrorKind::Protocol
+    )
 }
 
 /// Goes on with a store; `None` where nothing in it counts any more.

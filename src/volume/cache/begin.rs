@@ -41,8 +41,9 @@ impl CacheDirectory {
         let name = path.display();
         let directory =
             OsDirectory::make(path).context_io(|| format!("cannot make the directory {name}"))?;
-        let data = lock::plain(&lock::open_data(&directory, path, true)?, path)?;
         let place = Place::at(path, run_directory)?;
+        place.refuse_other_things()?;
+        let data = lock::plain(&lock::open_data(&directory, path, true)?, path)?;
         let begun = match place.read_meta()? {
             Some(known) if !known.making => {
                 return Ok(Begun::Known {

@@ -7,7 +7,7 @@ use super::files::OsDirectory;
 use super::layout::Layout;
 use super::live::LivePlace;
 use super::lock;
-use super::map_file::{MAP, MapFile, MapKind};
+use super::map_file::{MapFile, MapKind};
 use super::meta::Meta;
 use super::open::{Place, live_key, map_kind};
 use crate::volume::StateMap;
@@ -118,11 +118,7 @@ impl Place {
             let what = "is in memory, and its live map is gone".to_owned();
             return Err(self.refuse(ErrorKind::Damaged, what));
         }
-        let file = self
-            .directory
-            .open(MAP)
-            .context_io(|| format!("cannot open `{MAP}` in {}", self.name))?;
-        MapFile::load(file, map_kind(meta))
+        MapFile::load(self.open_map()?, map_kind(meta))
             .and_then(|file| Held::saved(&file))
             .map_err(|error| self.about(error))
     }

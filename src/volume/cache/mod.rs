@@ -133,8 +133,9 @@ impl CacheDirectory {
         let name = path.display();
         let directory =
             OsDirectory::make(path).context_io(|| format!("cannot make the directory {name}"))?;
-        let data = lock::open_data(&directory, path, true)?;
         let place = Place::at(path, &options.run_directory)?;
+        place.refuse_other_things()?;
+        let data = lock::open_data(&directory, path, true)?;
         let meta = place.prepare(&*lock::plain(&data, path)?, options)?;
         let file_options = FileOptions {
             read_only: false,

@@ -114,7 +114,11 @@ impl Place {
         Err(self.refuse(ErrorKind::Damaged, what))
     }
 
-    pub(super) fn refuse_unless_empty(&self, data: &dyn StoreFile) -> Result<()> {
+    /// Where there is no cache, and what is there instead would be in its way.
+    pub(super) fn refuse_other_things(&self) -> Result<()> {
+        if self.read_meta()?.is_some() {
+            return Ok(());
+        }
         let cannot = || format!("cannot look at {}", self.name);
         let names = self.directory.names().context_io(cannot)?;
         let ours = [DATA, META_NEW, "lost+found"];
@@ -127,6 +131,12 @@ impl Place {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    pub(super) fn refuse_unless_empty(&self, data: &dyn StoreFile) -> Result<()> {
+        self.refuse_other_things()?;
+        let cannot = || format!("cannot look at {}", self.name);
         if data.len_bytes().context_io(cannot)? != 0 {
             let what = format!("is damaged: there is `{DATA}`, but no `meta`");
             return Err(self.refuse(ErrorKind::Damaged, what));
@@ -209,14 +219,18 @@ impl Place {
         })
     }
 
-    fn load_map(&self, data: &dyn StoreFile, meta: &Meta, live: &LivePlace) -> Result<MapFile> {
-        let file = match self.directory.open(MAP) {
+    pub(super) fn open_map(&self) -> Result<Arc<dyn StoreFile>> {
+        match self.directory.open(MAP) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let what = format!("is damaged: there is no `{MAP}`");
-                return Err(self.refuse(ErrorKind::Damaged, what));
+                Err(self.refuse(ErrorKind::Damaged, what))
             }
-            other => other.context_io(|| format!("cannot open `{MAP}` in {}", self.name))?,
-        };
+            other => other.context_io(|| format!("cannot open `{MAP}` in {}", self.name)),
+        }
+    }
+
+    fn load_map(&self, data: &dyn StoreFile, meta: &Meta, live: &LivePlace) -> Result<MapFile> {
+        let file = self.open_map()?;
         if live.is_failed() {
             // What memory has of the files may never have reached the disk.
             let forget = data.forget_cached().and_then(|()| file.forget_cached());
@@ -248,7 +262,8 @@ impl Place {
                 ErrorKind::InvalidInput,
                 format!(
                     "was in use with at most {found} requests at once when its process died, and \
-                     {expected} are wanted now; open it with as many as before, and stop it once"
+                     {expected} are wanted now; use the same --queues and --depth as before, and stop \
+                     it once"
                 ),
             )),
             Err(AdoptError::Io(error)) => Err(Error::io(

@@ -280,7 +280,7 @@ fn a_cache_is_discarded_only_if_clean_unless_it_is_said() {
         if dirty {
             let error = clean().expect_err("dirty");
             assert_eq!(error.kind(), ErrorKind::Dirty);
-            assert!(error.to_string().contains("4096 bytes"), "{error}");
+            assert!(error.to_string().contains("4KiB"), "{error}");
         }
         discard(&home.cache(), &home.run(), what).expect("discarded");
         for left in [home.cache(), home.run()] {

@@ -1,0 +1,146 @@
+//! Commands that are run when something happens.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::support::{CHUNK, Host, KEEP_DIRTY, SIZE, pattern};
+
+#[test]
+fn a_hook_that_fails_keeps_a_sync_from_happening() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let (forbidden, pushed) = (host.text("forbidden"), host.text("pushed"));
+    let before = format!("test ! -e {forbidden}");
+    let after = format!("echo $BLOCKFERRY_PUSHED_BYTES >{pushed}");
+    // A flush of this mount is for the origin: the hook comes before that, too.
+    let args = [
+        "--push-interval",
+        "3600",
+        "--on-before-sync",
+        &before,
+        "--on-after-sync",
+        &after,
+    ];
+    let mut mount = host.mount(&args);
+    let written = pattern(CHUNK, CHUNK as usize, 1);
+    mount.write(CHUNK, &written);
+    fs::write(&forbidden, "").unwrap();
+    let why = "the before-sync hook failed";
+    host.fails(
+        &["sync", "disk"],
+        &["cannot sync `disk`", why, &before, "exit status: 1"],
+    );
+    host.fails(&["stop", "disk"], &[why, "--discard-dirty"]);
+    assert_eq!(
+        host.at_origin(CHUNK, CHUNK as usize),
+        pattern(CHUNK, CHUNK as usize, 0)
+    );
+    assert!(!fs::exists(&pushed).unwrap(), "nothing was synced");
+
+    fs::remove_file(&forbidden).unwrap();
+    host.succeeds(&["sync", "disk"]);
+    assert_eq!(host.at_origin(CHUNK, CHUNK as usize), written);
+    assert_eq!(fs::read_to_string(&pushed).unwrap(), format!("{CHUNK}\n"));
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    assert_eq!(
+        fs::read_to_string(&pushed).unwrap(),
+        "0\n",
+        "the end is a sync"
+    );
+}
+
+#[test]
+fn a_failing_hook_leaves_it_in_the_cache_when_the_mount_ends() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let cache = host.text("cache");
+    let args = [
+        &["--cache", cache.as_str(), "--on-before-sync", "false"],
+        &KEEP_DIRTY[..],
+    ];
+    let mut mount = host.mount(&args.concat());
+    mount.write(0, &pattern(0, 4096, 1));
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    assert_eq!(host.cache(&cache)["dirty_bytes"], 4096);
+    assert_eq!(host.at_origin(0, 4096), pattern(0, 4096, 0));
+}
+
+#[test]
+fn the_hook_before_the_end_finds_no_device_and_a_failure_of_it_is_told() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let gone = host.text("gone");
+    let run = host.text("run");
+    let command = format!("mountpoint -q {run}/disk/* || echo gone >>{gone}; exit 3");
+    let mut mount = host.mount(&["--on-before-close", &command]);
+    assert!(!fs::exists(&gone).unwrap());
+    host.fails(
+        &["stop", "disk"],
+        &["the before-close hook failed", "exit status: 3"],
+    );
+    assert_eq!(mount.ended(), Some(1));
+    assert_eq!(fs::read_to_string(&gone).unwrap(), "gone\n");
+    assert!(host.stores().is_empty(), "it has ended all the same");
+}
+
+#[test]
+fn each_chunk_is_told_of_once_when_all_of_it_is_local() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let chunks = host.text("chunks");
+    let command = format!("exec cat >{chunks}");
+    let mut mount = host.mount(&["--on-chunk-local", &command]);
+    host.until_local();
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    // It has ended, so all of it is there.
+    let told = fs::read_to_string(&chunks).unwrap();
+    let expected: BTreeSet<String> = (0..SIZE / CHUNK)
+        .map(|chunk| format!("{} {CHUNK}", chunk * CHUNK))
+        .collect();
+    assert_eq!(told.lines().count(), expected.len(), "{told}");
+    assert_eq!(
+        told.lines().map(str::to_owned).collect::<BTreeSet<_>>(),
+        expected
+    );
+}
+
+#[test]
+fn what_was_touched_first_is_recorded_and_pulled_first_the_next_time() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let (heat, told) = (host.text("heat"), host.text("told"));
+    let mut mount = host.mount(&["--pull-order", "none", "--record-heat", &heat]);
+    for chunk in [40, 7, 8, 21] {
+        mount.read(chunk * CHUNK, 4096);
+    }
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    let recorded = fs::read_to_string(&heat).unwrap();
+    let mut lines = recorded.lines().filter(|line| !line.starts_with('#'));
+    for (offset, len) in [(40, 1), (7, 2), (21, 1)] {
+        assert_eq!(
+            lines.next().unwrap(),
+            format!("{} {}", offset * CHUNK, len * CHUNK)
+        );
+    }
+
+    let command = format!("exec cat >{told}");
+    let order = [
+        "--pull-order",
+        &heat,
+        "--pull-workers",
+        "1",
+        "--on-chunk-local",
+        &command,
+    ];
+    let mut mount = host.mount(&[&order[..], &["--pull-first"]].concat());
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    let told = fs::read_to_string(&told).unwrap();
+    let first: Vec<String> = told.lines().take(4).map(str::to_owned).collect();
+    let expected = [40, 7, 8, 21].map(|chunk| format!("{} {CHUNK}", chunk * CHUNK));
+    assert_eq!(first, expected);
+}
