@@ -33,8 +33,8 @@ pub(super) struct HookArgs {
     #[arg(long, value_name = "COMMAND")]
     on_before_close: Option<String>,
 
-    /// Run once, and told of each chunk that became local: a line `OFFSET LENGTH` on its standard input.
-    /// It is not waited for, but for its end 10 seconds
+    /// Run once, and told of each chunk that became local: a line `OFFSET LENGTH` on its standard
+    /// input, which ends with the mount. It holds up nothing, and has 10 seconds to end then
     #[arg(long, value_name = "COMMAND")]
     on_chunk_local: Option<String>,
 }

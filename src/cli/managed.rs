@@ -89,7 +89,7 @@ pub(super) struct ManagedArgs {
     push_rate: Option<u64>,
 
     /// What a flush of the device promises: local (the store's disk has it), remote (the origin has it)
-    /// or none [default: local with --cache, else remote]
+    /// or none [default: local with --cache or --push off, else remote]
     #[arg(long, value_enum, value_name = "PROMISE")]
     durability: Option<Promise>,
 
@@ -101,11 +101,11 @@ pub(super) struct ManagedArgs {
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     memory_limit: u64,
 
-    /// When the mount ends, write to FILE in which order chunks were first touched
+    /// When the mount ends, write to FILE in which order chunks were first touched, for --pull-order
     #[arg(long, value_name = "FILE")]
     record_heat: Option<PathBuf>,
 
-    /// Give up what an earlier mount left in the local store and did not push
+    /// Give up what an earlier mount left in the local store, where it cannot be sent any more
     #[arg(long)]
     pub(super) discard_dirty: bool,
 

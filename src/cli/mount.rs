@@ -54,6 +54,8 @@ const CLIENT_FILE: &str = "client.json";
 #[command(after_help = "Examples:
   blockferry mount @disk.ticket
   blockferry mount @disk.ticket --cache /var/cache/disk --detach
+  blockferry mount @disk.ticket --pull-first --record-heat disk.heat
+  blockferry mount @disk.ticket --pull-order disk.heat --push off --on-chunk-local 'cat >chunks'
   blockferry mount @disk.ticket --direct
   BLOCKFERRY_TICKET=$(cat disk.ticket) blockferry mount --direct --detach
   blockferry mount file:/srv/disk.img --name disk

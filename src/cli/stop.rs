@@ -9,10 +9,15 @@ use blockferry::ops::{self, Name};
 ///
 /// A device that somebody still has open stays, and the message says who holds it. What waits for a
 /// dead one fails.
+///
+/// A managed mount sends its local writes to the origin first. While that is away, or with --push off,
+/// they stay in the directory of --cache, to be sent by the next mount; without --cache the device
+/// stays, until it is told by --discard-dirty to give them up.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  blockferry stop disk\n  blockferry stop disk --force --timeout 5"
-)]
+#[command(after_help = "Examples:
+  blockferry stop disk
+  blockferry stop disk --force --timeout 5
+  blockferry stop disk --discard-dirty")]
 pub(super) struct Args {
     /// The name of the device, as `blockferry list` shows it
     name: Name,
@@ -21,11 +26,12 @@ pub(super) struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Give up local writes of a managed mount that the origin does not have
+    /// Give up local writes of a managed mount that the origin does not have, and with them its local
+    /// store
     #[arg(long)]
     discard_dirty: bool,
 
-    /// How long the device may take to flush and to end, in seconds
+    /// How long it may take, in seconds: to flush, to send local writes, and to end
     #[arg(long, value_name = "SECONDS", default_value = "60",
           value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,

@@ -10,8 +10,8 @@ use super::map_file::MAP;
 use super::meta::{META, META_NEW, Meta};
 use super::open::Place;
 use super::{DATA, Found, OpenedCache, lock, meta, page};
-use crate::volume::StateMap;
 use crate::volume::geometry::BlockRange;
+use crate::volume::{StateMap, format_size};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// What may be lost when a cache is discarded.
@@ -42,7 +42,8 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
         let meta = meta?.ok_or_else(|| no_cache(path))?;
         let dirty_bytes = place.held(&meta)?.dirty_bytes;
         if dirty_bytes != 0 {
-            let what = format!("has {dirty_bytes} bytes of local writes that the origin lacks");
+            let dirty = format_size(dirty_bytes);
+            let what = format!("has {dirty} of local writes that the origin lacks");
             return Err(place.refuse(ErrorKind::Dirty, what));
         }
         return remove(&place, &*lock::plain(&data, path)?, Some(meta));
