@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use blockferry::device::{DeviceRecord, Recovery, UblkRecord};
 use blockferry::ops::{self, Claim, MountRecord, Running, Status, control};
 use blockferry::volume::Counters;
+use blockferry::volume::state_map::Heat;
 use blockferry::{Error, ErrorKind};
 use tempfile::TempDir;
 
@@ -350,24 +351,26 @@ fn files_that_are_not_ours_are_left_alone() {
     );
 }
 
+/// Says something to the control socket, and gives what it answers.
+async fn say(claim: &Claim, words: impl Into<Vec<u8>>) -> String {
+    let (socket, words) = (claim.directory().join("control.sock"), words.into());
+    let saying = tokio::task::spawn_blocking(move || {
+        let mut stream = UnixStream::connect(socket).expect("connected");
+        // The other end may hang up before it has read all of it.
+        let _ = stream.write_all(&words);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut reply = String::new();
+        let _ = stream.read_to_string(&mut reply);
+        reply
+    });
+    saying.await.expect("joined")
+}
+
 #[tokio::test]
 async fn the_control_socket_survives_what_does_not_speak_its_language() {
     let root = tempfile::tempdir().expect("directory");
     let claim = published(&root, "disk");
     let _control = control::serve(claim.directory(), busy).expect("served");
-    let socket = claim.directory().join("control.sock");
-    let say = |words: Vec<u8>| {
-        let socket = socket.clone();
-        tokio::task::spawn_blocking(move || {
-            let mut stream = UnixStream::connect(socket).expect("connected");
-            // The other end may hang up before it has read all of it.
-            let _ = stream.write_all(&words);
-            let _ = stream.shutdown(std::net::Shutdown::Write);
-            let mut reply = String::new();
-            let _ = stream.read_to_string(&mut reply);
-            reply
-        })
-    };
     for words in [
         &b"\n"[..],
         b"{}\n",
@@ -375,19 +378,41 @@ async fn the_control_socket_survives_what_does_not_speak_its_language() {
         b"\xff\xff\n",
         b"[[[[[\n",
     ] {
-        let reply = say(words.to_vec()).await.expect("joined");
+        let reply = say(&claim, words.to_vec()).await;
         assert!(!reply.contains("Done"), "{reply}");
         if std::str::from_utf8(words).is_ok() {
             assert!(reply.contains("does not understand"), "{words:?}: {reply}");
         }
     }
     let endless = vec![b'x'; 1 << 20];
-    assert_eq!(say(endless).await.expect("joined"), "");
-    assert_eq!(say(Vec::new()).await.expect("joined"), "");
-    let reply = say(b"{\"verb\":\"status\"}\n".to_vec())
-        .await
-        .expect("joined");
+    assert_eq!(say(&claim, endless).await, "");
+    assert_eq!(say(&claim, Vec::new()).await, "");
+    let reply = say(&claim, "{\"verb\":\"status\"}\n").await;
     assert!(reply.contains("\"reads\":12"), "{reply}");
+}
+
+#[tokio::test]
+async fn a_map_has_a_bound_and_the_largest_one_arrives_whole() {
+    let root = tempfile::tempdir().expect("directory");
+    let claim = published(&root, "disk");
+    let part = Heat {
+        blocks: u64::MAX,
+        present: u64::MAX,
+        dirty: u64::MAX,
+    };
+    let answers = control::Answers::from(busy)
+        .with_map(move |parts| Some(vec![part; usize::try_from(parts).expect("few")]));
+    let _control = control::serve(claim.directory(), answers).expect("served");
+    let most = control::MAP_PARTS_MAX.to_string();
+    let args = ["status", "disk", "--map", "--json", "--parts", &most];
+    let shown = json(&run_meanwhile(&root, &args).await);
+    let parts = shown["map"].as_array().expect("parts");
+    assert_eq!(parts.len(), 8192);
+    assert_eq!(parts[8191]["dirty_bytes"], u64::MAX);
+    for parts in [0, control::MAP_PARTS_MAX + 1, u32::MAX] {
+        let reply = say(&claim, format!("{{\"verb\":\"map\",\"parts\":{parts}}}\n")).await;
+        assert!(reply.contains("a map has 1 to 8192 parts"), "{reply}");
+    }
 }
 
 #[tokio::test]

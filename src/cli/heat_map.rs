@@ -30,15 +30,16 @@ pub(super) struct Part {
 /// The volume of a device in so many parts.
 pub(super) fn parts(name: &Name, parts: u32) -> Result<Vec<Part>> {
     let heat = ops::map(name, parts)?;
-    let mut offset_bytes = 0;
+    let mut offset_bytes: u64 = 0;
+    let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES);
     let part = |heat: &Heat| {
         let part = Part {
             offset_bytes,
-            size_bytes: heat.blocks * BLOCK_BYTES,
-            local_bytes: heat.present * BLOCK_BYTES,
-            dirty_bytes: heat.dirty * BLOCK_BYTES,
+            size_bytes: bytes(heat.blocks),
+            local_bytes: bytes(heat.present),
+            dirty_bytes: bytes(heat.dirty),
         };
-        offset_bytes += part.size_bytes;
+        offset_bytes = offset_bytes.saturating_add(part.size_bytes);
         part
     };
     Ok(heat.iter().map(part).collect())

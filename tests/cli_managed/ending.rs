@@ -147,6 +147,24 @@ fn the_first_signal_says_what_would_be_lost_and_the_second_leaves_it_in_the_stor
 }
 
 #[test]
+fn a_forced_stop_leaves_what_was_not_sent_to_the_next_mount() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let mut mount = host.mount(&KEEP_DIRTY);
+    let written = write_dirty(&mount, 1);
+    let holder = std::fs::File::open(&mount.device).unwrap();
+    host.fails(&["stop", "disk"], &["in use"]);
+    host.succeeds(&["stop", "disk", "--force"]);
+    assert_eq!(mount.ended(), Some(0));
+    drop(holder);
+    assert_eq!(at_origin(&host), original());
+    let mount = host.mount(&[]);
+    assert_eq!(mount.read(CHUNK, CHUNK as usize), written);
+    host.until_clean();
+    assert_eq!(at_origin(&host), written);
+}
+
+#[test]
 fn a_stop_that_sends_the_rest_can_be_told_to_give_it_up() {
     let Some(host) = Host::new() else { return };
     let _server = host.serve();
