@@ -12,6 +12,7 @@ use super::map_file::{MAP, MapFile, MapKind};
 use super::meta::{META_NEW, Meta, MetaFile};
 use super::{CacheOptions, DATA, Found, FoundState};
 use crate::volume::StateMap;
+use crate::volume::format_size;
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::state_map::{AdoptError, LiveMap, LiveMapKey};
 use crate::{Context, Error, ErrorKind, Result};
@@ -88,8 +89,9 @@ impl Place {
         }
         if meta.chunk_bytes != options.chunk_bytes {
             return foreign(format!(
-                "has chunks of {} bytes, not of {}",
-                meta.chunk_bytes, options.chunk_bytes
+                "has chunks of {}, not of {}",
+                format_size(meta.chunk_bytes),
+                format_size(options.chunk_bytes)
             ));
         }
         if meta.persistent != options.persistent {
