@@ -5,6 +5,7 @@
 mod ending;
 mod going_on;
 mod hooks;
+mod killed;
 mod stores;
 mod support;
 mod telling;
