@@ -5,7 +5,8 @@ use std::path::Path;
 use super::claim::Claim;
 use super::mount_record::MountRecord;
 use super::name::Name;
-use super::running::{names, unknown};
+use super::running::{clean, names, unknown};
+use super::state::{Running, redacted};
 use super::{control, directory};
 use crate::device::{self, DeviceRecord};
 use crate::{Error, ErrorKind, Result};
@@ -20,7 +21,8 @@ pub struct Place {
 }
 
 /// Finds where a mount of `resource` runs: as the one that goes on with the device that a dead process
-/// left of it, or under a name of its own: `name`, or a free one that follows from `shown`.
+/// left of it, or under a name of its own: `name`, or a free one that follows from `shown`. What is
+/// left there of a device of the resource that ended with its process is removed, unless it is in use.
 /// `resource` is as in [`MountRecord`].
 ///
 /// # Errors
@@ -50,8 +52,28 @@ fn place_in(root: &Path, name: Option<&Name>, shown: &str, resource: &str) -> Re
         claim.empty()?;
         return Place::at(claim, None);
     }
+    let suggested = Name::suggested_by(shown);
+    clean_remains(root, name.unwrap_or(&suggested), shown);
     let claim = Claim::take_in(root, name, shown)?;
     Place::at(claim, None)
+}
+
+/// What is left of a device of this resource that ended with its process, and that nobody has open,
+/// makes way for the same mount again.
+fn clean_remains(root: &Path, name: &Name, shown: &str) {
+    let directory = root.join(name.as_str());
+    let is_same = matches!(
+        Running::load(&directory),
+        Ok(Some(running)) if running.resource == redacted(shown)
+    );
+    let is_over = || Claim::is_held(root, name) == Some(false) && !is_recoverable(&directory);
+    if is_same && is_over() {
+        match clean(root, name, false) {
+            Ok(()) => tracing::info!("removed what the dead process of `{name}` left"),
+            // The claim says what is in the way.
+            Err(error) => tracing::debug!("{}", error.chain()),
+        }
+    }
 }
 
 /// Takes the device over that a dead process left under a name, and says how it was mounted.

@@ -251,7 +251,7 @@ fn wait_until_gone(root: &Path, name: &Name, deadline: Instant) -> Result<()> {
 }
 
 /// Removes what a dead process left under a name, its device first.
-fn clean(root: &Path, name: &Name, force: bool) -> Result<()> {
+pub(super) fn clean(root: &Path, name: &Name, force: bool) -> Result<()> {
     let Some(claim) = Claim::take_dead(root, name)? else {
         return Ok(());
     };

@@ -30,25 +30,14 @@ fn goes_on_after_a_kill(args: &[&str]) {
     let mut again = host.begin(&same);
     again.wait_for_device();
     assert_eq!(again.read(CHUNK, CHUNK as usize), written);
-    let status = host.succeeds(&["status", "disk-2", "--json"]);
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    assert_eq!(status["status"]["managed"]["dirty_bytes"], CHUNK);
-    let fetched = |name| -> serde_json::Value {
-        let status = host.succeeds(&["status", name, "--json"]);
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        status["status"]["managed"].clone()
-    };
-    until("all is local", || fetched("disk-2")["local_bytes"] == SIZE);
-    assert_eq!(
-        fetched("disk-2")["fetched_bytes"],
-        SIZE - half,
-        "nothing twice"
-    );
-    host.succeeds(&["sync", "disk-2"]);
+    assert_eq!(host.number("dirty_bytes"), CHUNK);
+    host.until_local();
+    assert_eq!(host.number("fetched_bytes"), SIZE - half, "nothing twice");
+    host.succeeds(&["sync", "disk"]);
     assert_eq!(host.at_origin(CHUNK, CHUNK as usize), written);
-    host.succeeds(&["stop", "disk-2"]);
-    assert_eq!(again.ended(), Some(0));
     host.succeeds(&["stop", "disk"]);
+    assert_eq!(again.ended(), Some(0));
+    assert_eq!(host.succeeds(&["list"]), "");
     assert!(host.stores().is_empty(), "{:?}", host.stores());
 }
 
@@ -62,6 +51,26 @@ fn a_cache_goes_on_after_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     let cache = directory.path().join("cache").display().to_string();
     goes_on_after_a_kill(&["--cache", &cache]);
+}
+
+#[test]
+fn a_dead_device_makes_way_for_the_same_mount_alone_and_only_when_nobody_has_it_open() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let mut mount = host.mount(&["--pull-order", "none"]);
+    let holder = fs::File::open(&mount.device).unwrap();
+    mount.crash();
+    let ticket = host.ticket();
+    let named = ["mount", &ticket, "--device", "fuse", "--name", "disk"];
+    let in_the_way = ["died and left it behind", "`blockferry stop disk`"];
+    host.fails(&named, &in_the_way);
+    let other = ["mount", "mem:1MiB", "--device", "fuse", "--name", "disk"];
+    drop(holder);
+    host.fails(&other, &in_the_way);
+    let mut mount = host.mount(&[]);
+    assert_eq!(mount.read(0, 4096), pattern(0, 4096, 0));
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
 }
 
 /// The live maps are in memory, so they are gone after a power cut.
