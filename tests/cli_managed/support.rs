@@ -254,6 +254,20 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        // What was killed has left its device, by which the folders are in use.
+        let names = std::fs::read_dir(self.path("run")).into_iter().flatten();
+        for name in names.flatten().map(|entry| entry.file_name()) {
+            let _ = self
+                .command(&["stop", "--force"])
+                .arg(name)
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
 pub(crate) fn read(path: &Path, offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     let file = File::open(path).expect("opened");
