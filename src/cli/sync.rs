@@ -8,7 +8,8 @@ use blockferry::ops::{self, Name};
 /// Makes everything that was written to a device durable at its resource, and returns when it is
 ///
 /// The device goes on meanwhile. What the kernel has cached of it is written first; what a mounted file
-/// system has cached is not, unless `sync` was run for it before.
+/// system has cached is not, unless `sync` was run for it before. While the resource cannot be reached
+/// it waits.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  blockferry sync disk\n  blockferry sync disk --timeout 600")]
 pub(super) struct Args {

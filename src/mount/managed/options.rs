@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::order::PullOrder;
 use crate::mount::deadline::IO_TIMEOUT_DEFAULT;
-use crate::volume::Durability;
 use crate::volume::geometry::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkIndex};
+use crate::volume::{Durability, format_size};
 use crate::{Error, ErrorKind, Result};
 
 /// The most chunks that are pulled, and the most runs that are pushed, at once.
@@ -87,7 +87,9 @@ impl ManagedOptions {
         let chunk = self.chunk_bytes;
         if !chunk.is_power_of_two() || !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk) {
             return bad(format!(
-                "a chunk of {chunk} bytes: it has to be a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}"
+                "a chunk of {chunk} bytes: it has to be a power of two from {} to {}",
+                format_size(CHUNK_BYTES_MIN),
+                format_size(CHUNK_BYTES_MAX)
             ));
         }
         for (what, workers) in [("pull", self.pull_workers), ("push", self.push_workers)] {
@@ -100,9 +102,17 @@ impl ManagedOptions {
         let least = MEMORY_CHUNKS_MIN * chunk.max(super::batch::PIECE_BYTES);
         if self.memory_limit_bytes < least {
             return bad(format!(
-                "a memory limit of {} bytes is below the {least} that chunks of {chunk} bytes need",
-                self.memory_limit_bytes
+                "a memory limit of {} is below the {} that chunks of {} need",
+                format_size(self.memory_limit_bytes),
+                format_size(least),
+                format_size(chunk)
             ));
+        }
+        if self.pull_rate == Some(0) {
+            return bad("a pull rate of 0: to pull nothing, use pull order none".to_owned());
+        }
+        if self.push_rate == Some(0) {
+            return bad("a push rate of 0: to push nothing, use push off".to_owned());
         }
         if !self.push && self.durability == Durability::Remote {
             return bad(
@@ -150,7 +160,7 @@ mod tests {
     fn options_that_cannot_be_met_are_refused_by_name() {
         let usual = ManagedOptions::default;
         usual().check().expect("the usual");
-        let bad: [(ManagedOptions, &str); 6] = [
+        let bad: [(ManagedOptions, &str); 8] = [
             (
                 ManagedOptions {
                     chunk_bytes: 5000,
@@ -185,6 +195,20 @@ mod tests {
                     ..usual()
                 },
                 "memory limit",
+            ),
+            (
+                ManagedOptions {
+                    pull_rate: Some(0),
+                    ..usual()
+                },
+                "pull rate",
+            ),
+            (
+                ManagedOptions {
+                    push_rate: Some(0),
+                    ..usual()
+                },
+                "push rate",
             ),
             (
                 ManagedOptions {
