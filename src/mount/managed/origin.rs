@@ -145,7 +145,11 @@ async fn go_on(
 ) -> Result<Option<(Arc<Remote>, OpenedCache)>> {
     let dirty_bytes = cache.found.held.dirty_bytes;
     if remote.read_only && dirty_bytes > 0 {
-        return Err(unsent(store, dirty_bytes, "it is mounted read-only"));
+        return Err(unsent(
+            &cache.directory,
+            dirty_bytes,
+            "it is mounted read-only",
+        ));
     }
     let epoch = cache.directory.epoch();
     let options = RemoteOptions {
@@ -158,7 +162,7 @@ async fn go_on(
         Ok(remote) => remote,
         Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Replaced) => {
             if dirty_bytes > 0 && !store.discard_dirty {
-                return Err(unsent(store, dirty_bytes, &error.chain()));
+                return Err(unsent(&cache.directory, dirty_bytes, &error.chain()));
             }
             tracing::warn!(
                 store = %store.path.display(), dropped_dirty_bytes = dirty_bytes,
@@ -212,13 +216,13 @@ fn managed(opening: Opening) -> ManagedStore {
     }
 }
 
-fn unsent(store: &StoreOptions, dirty_bytes: u64, why: &str) -> Error {
-    let path = store.path.display();
+fn unsent(cache: &CacheDirectory, dirty_bytes: u64, why: &str) -> Error {
+    let (path, origin) = (cache.path().display(), cache.origin_name());
     Error::new(
         ErrorKind::Dirty,
         format!(
-            "the local store in {path} has {} that were not sent and cannot be: {why}. Look at it with \
-             `blockferry cache show {path}`; the same mount with --discard-dirty gives them up",
+            "the local store in {path} has {} that were not sent to {origin} and cannot be: {why}. Look at it \
+             with `blockferry cache show {path}`; the same mount with --discard-dirty gives them up",
             format_size(dirty_bytes)
         ),
     )

@@ -83,6 +83,11 @@ impl CacheDirectory {
         })
     }
 
+    /// What the origin was called when the store was made.
+    pub fn origin_name(&self) -> String {
+        self.meta().get().origin_name.clone()
+    }
+
     /// The generation of the origin's content that a reader saw last; 0 for none.
     pub fn generation(&self) -> u64 {
         self.meta().get().generation

@@ -9,7 +9,7 @@ use super::checkpointer::Checkpointer;
 use super::files::{StoreDirectory, StoreFile};
 use super::live::LivePlace;
 use super::map_file::{MAP, MapFile, MapKind};
-use super::meta::{META_NEW, Meta, MetaFile};
+use super::meta::{META, META_NEW, Meta, MetaFile};
 use super::{CacheOptions, DATA, Found, FoundState};
 use crate::volume::StateMap;
 use crate::volume::format_size;
@@ -124,6 +124,10 @@ impl Place {
         let cannot = || format!("cannot look at {}", self.name);
         let names = self.directory.names().context_io(cannot)?;
         let ours = [DATA, META_NEW, "lost+found"];
+        if names.iter().any(|name| name == META) {
+            // Another process has just begun one.
+            return Ok(());
+        }
         if let Some(other) = names.iter().find(|name| !ours.contains(&name.as_str())) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
