@@ -369,7 +369,7 @@ fn finish(
 }
 
 proptest! {
-    #![proptest_config(super::cases(160))]
+    #![proptest_config(super::cases(640))]
 
     #[test]
     fn many_queues_see_their_own_writes_and_so_does_the_origin(setup in setups()) {

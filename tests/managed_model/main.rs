@@ -2,8 +2,7 @@
 //! failed meanwhile, and over restarts; what was synced is at the origin.
 //!
 //! `sequential` has one request at a time, so that a failure becomes a short list of steps;
-//! `concurrent` has several queues with many requests each. Both take `BLOCKFERRY_MODEL_CASES`, the
-//! number of cases, for a long run.
+//! `concurrent` has several queues with many requests each. `scripts/model` runs both at length.
 
 #[path = "../engine_support/mod.rs"]
 mod engine_support;
