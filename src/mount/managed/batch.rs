@@ -269,11 +269,11 @@ impl Batch {
 
     /// The origin has flushed them.
     fn flushed(mut self) {
-        let mut blocks = 0;
-        for run in self.sending.drain(..) {
-            self.shared.store.map.flushed(run);
-            blocks += run.len();
-        }
+        let map = &self.shared.store.map;
+        let sent = std::mem::take(&mut self.sending);
+        sent.iter().for_each(|run| map.flushed(*run));
+        map.collapse_if_crowded(&sent);
+        let blocks: u64 = sent.iter().map(|run| run.len()).sum();
         self.shared
             .counters
             .pushed_bytes

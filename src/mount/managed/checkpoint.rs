@@ -43,8 +43,8 @@ impl Shared {
 /// How often.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Makes checkpoints while there is something to save, and withdraws write intents of regions that
-/// became clean.
+/// Makes checkpoints while there is something to save, withdraws write intents of regions that
+/// became clean, and has regions that became alike give their bits up.
 pub(super) async fn keep_durable(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
@@ -68,5 +68,12 @@ pub(super) async fn keep_durable(shared: Arc<Shared>) {
         if let Err(error) = settled {
             let _ = shared.store_failed("write intents", 0, 0, &error);
         }
+        let quiet = Arc::clone(&shared);
+        let collapse = move || {
+            quiet.store.map.collapse_quiet();
+            Ok(())
+        };
+        // It cannot fail, and another time does as well.
+        let _ = shared.tasks.blocking(collapse).await;
     }
 }

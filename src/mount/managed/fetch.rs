@@ -281,6 +281,7 @@ impl Shared {
             self.write_run(*run, &buffer.bytes()[from..from + len])
         });
         map.finish_fill(claim, written.is_ok());
+        map.collapse_all(blocks);
         self.store.claim_released();
         written
     }

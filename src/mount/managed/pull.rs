@@ -147,6 +147,7 @@ impl Shared {
             self.store.data.write_zeroes(offset, len, false)
         });
         map.finish_fill(claim, done.is_ok());
+        map.collapse_all(blocks);
         self.store.claim_released();
         done
     }

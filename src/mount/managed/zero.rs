@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::Shared;
 use super::serve::Serving;
 use super::slots::Slot;
-use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset, RegionIndex};
-use crate::volume::managed::queue::edges_of;
+use crate::volume::geometry::{
+    BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset, REGION_BYTES, RegionIndex,
+};
+use crate::volume::managed::queue::{edges_of, touched_blocks};
 use crate::volume::state_map::{ZeroClaim, ZeroStart};
 use crate::volume::{Backend, Errno, Outcome, Request};
 
@@ -34,11 +36,27 @@ impl Shared {
             self.zero_edge(&inside, edge).await?;
         }
         self.zero_blocks(whole, request.no_unmap).await?;
+        if request.len_bytes >= REGION_BYTES {
+            self.collapse(touched_blocks(&inside)).await;
+        }
         if request.fua {
             self.flush(serving).await
         } else {
             Ok(())
         }
+    }
+
+    /// Has the regions that a long discard was the last to make alike give their bits up: those at its
+    /// ends, which others have discarded in part as well. (A short one may come between writes, and
+    /// is not worth it.)
+    async fn collapse(self: &Arc<Self>, blocks: BlockRange) {
+        let shared = Arc::clone(self);
+        let collapse = move || {
+            shared.store.map.collapse_all(blocks);
+            Ok(())
+        };
+        // It cannot fail, and another time does as well.
+        let _ = self.tasks.blocking(collapse).await;
     }
 
     /// Writes zeros to the part of a present block that the request covers.

@@ -9,9 +9,10 @@
 use std::io;
 
 use super::StateMap;
+use super::places::Room;
 use super::words::{
-    DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PAGE_WORDS, PRESENT, SAVING, SENDING,
-    STATE, UNSAVED, WRITE_PAGES, fence,
+    DIRTIED, DIRTY, INTENT, MIXED, Ordering, PAGE_WORDS, PRESENT, SAVING, SENDING, STATE, UNSAVED,
+    WRITE_PAGES, at_place, fence,
 };
 use crate::volume::geometry::RegionIndex;
 
@@ -43,7 +44,7 @@ impl StateMap {
     /// not come that far is void: its regions are unsaved again.
     pub fn begin_snapshot(&self) -> u64 {
         for region in self.regions() {
-            let void = |word: u32| (word & SAVING != 0).then_some(word & !SAVING | UNSAVED);
+            let void = |word: u64| (word & SAVING != 0).then_some(word & !SAVING | UNSAVED);
             let _where_there_is_one = self.exchange(region, void);
         }
         // Acquire: the blocks that were counted, and the marks of their regions, are seen.
@@ -60,7 +61,7 @@ impl StateMap {
     /// before the call, each as dirty unless the origin has it.
     pub fn snapshot(&self, region: RegionIndex) -> RegionSnapshot {
         let _turn = self.turn();
-        let take = |word: u32| (word & UNSAVED != 0).then_some(word & !UNSAVED | SAVING);
+        let take = |word: u64| (word & UNSAVED != 0).then_some(word & !UNSAVED | SAVING);
         let (Ok(word) | Err(word)) = self.exchange(region, take);
         if word & MIXED == 0 {
             return match (word & PRESENT, word & (DIRTY | SENDING)) {
@@ -73,7 +74,7 @@ impl StateMap {
         // mark. Either his claim is seen here, or he sees that the mark was taken and sets it
         // again. If his claim was released already, what he made present is seen below.
         fence(Ordering::SeqCst);
-        let pages = self.pages(region);
+        let pages = self.pages(word);
         let claims = pages
             .claimed
             .iter()
@@ -145,7 +146,7 @@ impl StateMap {
             }
         };
         let intent = if intent { INTENT } else { 0 };
-        let restored = |word: u32| Some(word & !STATE | state | intent);
+        let restored = |word: u64| Some(word & !STATE | state | intent);
         let _always_done = self.exchange(region, restored);
         let (counts, _) = self.count(self.whole(region));
         self.counts.present.add(counts.present);
@@ -163,14 +164,13 @@ impl StateMap {
         let dirty_of =
             |at: usize| if intent { u64::MAX } else { bits.dirty[at] } & bits.present[at];
         let any_dirty = (0..PAGE_WORDS).any(|at| dirty_of(at) != 0);
-        let (pages, flags) = if any_dirty {
-            (4, FILL_PAGES | WRITE_PAGES)
-        } else {
-            (2, FILL_PAGES)
+        let (room, flag) = match any_dirty {
+            true => (Room::Write, WRITE_PAGES),
+            false => (Room::Fill, 0),
         };
-        self.words.allocate(region.0 as usize, pages)?;
-        self.flag(region, flags);
-        let pages = self.pages(region);
+        let place = self.take_place(&mut self.turn(), room)?;
+        self.flag(region, at_place(place) | flag);
+        let pages = self.bits(region);
         for (at, mask) in self.whole(region).words() {
             pages.present[at].store(bits.present[at] & mask, Ordering::Relaxed);
             if any_dirty {

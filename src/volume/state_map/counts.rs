@@ -109,7 +109,7 @@ impl StateMap {
             counts.sending = all_if(SENDING);
             return (counts, all_if(DIRTY | SENDING));
         }
-        let pages = self.pages(piece.region);
+        let pages = self.pages(word);
         let ones = |bits: u64| u64::from(bits.count_ones());
         for (at, mask) in piece.words() {
             counts.present += ones(pages.present[at].load(Ordering::Acquire) & mask);

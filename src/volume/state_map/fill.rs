@@ -2,9 +2,7 @@
 
 use super::StateMap;
 use super::span::{pieces, push_runs};
-use super::words::{
-    CLAIMED, FILL_PAGES, MIXED, Ordering, PRESENT, STATE, UNSAVED, clear, fence, set,
-};
+use super::words::{CLAIMED, MIXED, Ordering, PLACE, PRESENT, STATE, UNSAVED, clear, fence, set};
 use crate::volume::geometry::{BlockIndex, BlockRange};
 
 /// Absent blocks that are claimed for a fill. It has to be given back with
@@ -33,19 +31,21 @@ impl FillClaim {
 impl StateMap {
     /// Claims what is absent and not claimed by others. The bytes have arrived already, so the
     /// claim is held for a write into the local store alone. All regions of the range were
-    /// [prepared](Self::prepare_fill).
+    /// [prepared](Self::prepare_fill); one that is not, as it was present as a whole or about to be, is
+    /// left out.
     pub fn claim_fill(&self, blocks: BlockRange) -> FillClaim {
         let mut runs = Vec::new();
         for piece in pieces(blocks) {
+            // The turn, so that the region keeps its bits until the claims are in them.
+            let _turn = self.turn();
             let word = self.region(piece.region).load(Ordering::Acquire);
             if word & (PRESENT | CLAIMED) != 0 {
                 continue;
             }
-            debug_assert!(word & FILL_PAGES != 0, "{:?} is prepared", piece.region);
-            if word & FILL_PAGES == 0 || !(word & MIXED != 0 || self.open_absent(piece.region)) {
+            if word & PLACE == 0 || !(word & MIXED != 0 || self.open_absent(piece.region)) {
                 continue;
             }
-            let pages = self.pages(piece.region);
+            let pages = self.pages(word);
             let start = piece.region.first_block().0;
             for (at, mask) in piece.words() {
                 let absent = mask & !pages.present[at].load(Ordering::Acquire);
@@ -79,7 +79,8 @@ impl StateMap {
         // Between claim and flag: see `snapshot`.
         fence(Ordering::SeqCst);
         for piece in claim.runs.iter().copied().flat_map(pieces) {
-            let pages = self.pages(piece.region);
+            // It has them as long as there are claims.
+            let pages = self.bits(piece.region);
             if ok {
                 // Before present, as in `land`.
                 self.flag(piece.region, UNSAVED);
@@ -108,7 +109,7 @@ impl StateMap {
             if word & MIXED == 0 {
                 return None;
             }
-            let present = self.pages(piece.region).present;
+            let present = self.pages(word).present;
             let absent = |at: usize| !present[at].load(Ordering::Acquire);
             Some(piece.first_run(u64::MAX, absent)?.blocks())
         })

@@ -34,12 +34,13 @@ impl StateMap {
 
     #[inline]
     fn is_piece_present(&self, piece: Piece) -> bool {
-        // Acquire, here and below: who sees that a block is present may read its bytes (L5).
+        // Acquire, here and below: who sees that a block is present may read its bytes (L5). If the
+        // region gives its bits up after this look at its word, see `collapse`.
         let word = self.region(piece.region).load(Ordering::Acquire);
         if word & MIXED == 0 {
             return word & PRESENT != 0;
         }
-        let present = self.pages(piece.region).present;
+        let present = self.pages(word).present;
         piece
             .words()
             .all(|(word, mask)| present[word].load(Ordering::Acquire) & mask == mask)
@@ -98,7 +99,7 @@ impl StateMap {
     /// (L6).
     pub(super) fn claim_bits(&self, blocks: BlockRange) -> bool {
         for piece in pieces(blocks) {
-            let claimed = self.pages(piece.region).claimed;
+            let claimed = self.bits(piece.region).claimed;
             for (word, mask) in piece.words() {
                 let before = claimed[word].fetch_or(mask, Ordering::AcqRel);
                 if before & mask != 0 {
@@ -116,7 +117,7 @@ impl StateMap {
     /// Releases claims. Release: see [`claim_bits`](Self::claim_bits).
     pub(super) fn release_bits(&self, blocks: BlockRange) {
         for piece in pieces(blocks) {
-            let claimed = self.pages(piece.region).claimed;
+            let claimed = self.bits(piece.region).claimed;
             for (word, mask) in piece.words() {
                 clear(&claimed[word], mask);
             }
@@ -126,7 +127,7 @@ impl StateMap {
     /// Makes what is present of a mixed region's piece dirty, before its bytes change: after a
     /// crash it is then found dirty, or, if the sender takes it meanwhile, in the table.
     pub(super) fn dirty_present(&self, piece: Piece) {
-        let pages = self.pages(piece.region);
+        let pages = self.bits(piece.region);
         for (word, mask) in piece.words() {
             let present = mask & pages.present[word].load(Ordering::Acquire);
             self.counts.dirty.add(set(&pages.dirty[word], present));
@@ -171,7 +172,7 @@ impl StateMap {
             // with it the block. See `snapshot` for the fence.
             self.flag(piece.region, UNSAVED);
         }
-        let pages = self.pages(piece.region);
+        let pages = self.bits(piece.region);
         for (word, mask) in piece.words() {
             let here = mask & pages.present[word].load(Ordering::Acquire);
             let changed = if appear { mask } else { here };

@@ -9,7 +9,8 @@
 //!
 //! A *region* has a word above its bits. As long as all its blocks are alike the four bits of that
 //! word stand for all of them, and its bits take no memory; a region that is *mixed* has them in
-//! four pages of the live map, and stays so.
+//! four pages of the live map, its *place*. It gives that up when its blocks have become alike
+//! again.
 //!
 //! | from | to | by |
 //! |---|---|---|
@@ -19,6 +20,7 @@
 //! | present and dirty | present and sending | the sender, which takes the region as a whole |
 //! | present and sending | present; or present and dirty | a flush of the origin; or a failed send |
 //! | present ... | mixed, with the same in every bit | [`prepare_write`](StateMap::prepare_write) |
+//! | mixed | present; or present and dirty | [`collapse`](StateMap::collapse) |
 //!
 //! Queue threads take the first of these alone; the others belong to the asynchronous side, which
 //! makes them one at a time, under a lock that no queue thread ever takes (the *turn*).
@@ -33,6 +35,7 @@ use std::sync::PoisonError;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange, REGION_BLOCKS, RegionIndex};
 
 mod checkpoint;
+mod collapse;
 mod counts;
 mod fill;
 mod flights;
@@ -42,6 +45,7 @@ pub mod live_map;
 mod loom_tests;
 #[cfg(all(test, not(blockferry_loom)))]
 mod model_tests;
+mod places;
 mod ready;
 mod recovery;
 mod send;
@@ -59,10 +63,12 @@ pub use fill::FillClaim;
 pub use flights::FlightSlot;
 pub use hot::WriteStart;
 pub use live_map::{AdoptError, LiveMap, LiveMapKey};
+pub use places::PLACES_AT_EASE;
 pub use zero::{ZeroClaim, ZeroStart};
 
+use places::Places;
 use span::{Piece, pieces};
-use words::{AtomicU32, AtomicU64, CLAIMED, MIXED, Mutex, Ordering, PRESENT, Pages, Words};
+use words::{AtomicU64, CLAIMED, MIXED, Mutex, Ordering, PRESENT, Pages, Words};
 
 /// How many discards and writes of zeros can be claimed at once.
 pub const ZERO_SLOTS: u32 = if cfg!(blockferry_loom) { 1 } else { 16 };
@@ -83,8 +89,8 @@ pub struct StateMap {
     blocks: u64,
     counts: counts::Counters,
     /// Held by whoever of the asynchronous side changes what a region is, or its dirty and
-    /// sending bits other than by a write.
-    turn: Mutex<()>,
+    /// sending bits other than by a write, or takes claims for a fill.
+    turn: Mutex<Places>,
     zero_slots: Mutex<Vec<FlightSlot>>,
     /// How many writes ended that no checkpoint covered at that time, and how many of these the
     /// last durable checkpoint covers.
@@ -97,12 +103,13 @@ impl StateMap {
     /// process left, brought in order by [`recover`](Self::recover).
     ///
     /// # Errors
-    /// When the live map cannot be written.
+    /// When the live map cannot be written, or is damaged.
     pub fn new(live: LiveMap) -> io::Result<Self> {
         if !live.is_adopted() {
             return Self::restored(live, |_| Ok(()));
         }
         let mut map = Self::unfinished(live);
+        map.find_places()?;
         map.recover();
         Ok(map)
     }
@@ -137,7 +144,7 @@ impl StateMap {
             words,
             blocks,
             counts: counts::Counters::default(),
-            turn: Mutex::new(()),
+            turn: Mutex::new(Places::default()),
             zero_slots: Mutex::new((slots - ZERO_SLOTS..slots).map(FlightSlot).collect()),
             unsaved: AtomicU64::new(0),
             saved: AtomicU64::new(0),
@@ -174,19 +181,20 @@ impl StateMap {
             if word & MIXED == 0 {
                 return word & CLAIMED != 0;
             }
-            let pages = self.pages(piece.region);
+            let pages = self.pages(word);
             piece
                 .words()
                 .any(|(word, mask)| pages.claimed[word].load(Ordering::Acquire) & mask != 0)
         })
     }
 
-    fn region(&self, region: RegionIndex) -> &AtomicU32 {
+    fn region(&self, region: RegionIndex) -> &AtomicU64 {
         &self.words.regions()[region.0 as usize]
     }
 
-    fn pages(&self, region: RegionIndex) -> Pages<'_> {
-        self.words.pages(region.0 as usize)
+    /// The bits of a region that is mixed.
+    fn bits(&self, region: RegionIndex) -> Pages<'_> {
+        self.pages(self.region(region).load(Ordering::Acquire))
     }
 
     /// The whole of a region.
@@ -204,7 +212,7 @@ impl StateMap {
 
     /// Sets a flag of a region and gives back its word as it was before. A flag that is set already
     /// costs a load alone; whoever relies on that has a fence before it.
-    fn flag(&self, region: RegionIndex, flag: u32) -> u32 {
+    fn flag(&self, region: RegionIndex, flag: u64) -> u64 {
         let word = self.region(region).load(Ordering::Acquire);
         if word & flag == flag {
             return word;
@@ -217,14 +225,13 @@ impl StateMap {
     fn exchange(
         &self,
         region: RegionIndex,
-        change: impl FnMut(u32) -> Option<u32>,
-    ) -> Result<u32, u32> {
+        change: impl FnMut(u64) -> Option<u64>,
+    ) -> Result<u64, u64> {
         self.region(region)
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, change)
     }
 
-    /// Makes an absent region mixed, with clear bits. True if it is mixed now. Its pages of present
-    /// and claimed are allocated.
+    /// Makes an absent region that has a place mixed, with clear bits. True if it is mixed now.
     fn open_absent(&self, region: RegionIndex) -> bool {
         self.exchange(region, |word| {
             (word & words::STATE == 0).then_some(word | MIXED)
@@ -234,12 +241,12 @@ impl StateMap {
 
     /// The turn of one caller of the asynchronous side.
     #[cfg(not(blockferry_loom))]
-    fn turn(&self) -> std::sync::MutexGuard<'_, ()> {
+    fn turn(&self) -> std::sync::MutexGuard<'_, Places> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cfg(blockferry_loom)]
-    fn turn(&self) -> loom::sync::MutexGuard<'_, ()> {
+    fn turn(&self) -> loom::sync::MutexGuard<'_, Places> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -254,6 +261,6 @@ impl fmt::Debug for StateMap {
 }
 
 /// Whether the blocks of an unmixed region are all present.
-fn all_present(word: u32) -> bool {
+fn all_present(word: u64) -> bool {
     word & PRESENT != 0
 }

@@ -3,58 +3,81 @@
 use std::io;
 
 use super::StateMap;
+use super::places::Room;
 use super::span::{Piece, pieces};
 use super::words::{
-    CLAIMED, DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PRESENT, SENDING, STATE,
-    WITHDRAWING, WRITE_PAGES, fence, has_intent,
+    AtomicU64, CLAIMED, DIRTIED, DIRTY, INTENT, MIXED, Ordering, PLACE, PRESENT, SENDING, STATE,
+    WITHDRAWING, WRITE_PAGES, at_place, fence, has_intent, place_of,
 };
 use crate::volume::geometry::{BlockRange, RegionIndex};
 
 impl StateMap {
-    /// Takes memory for fills of a region.
+    /// Takes memory for fills of a region, unless it is present as a whole.
     ///
     /// # Errors
     /// When there is none left in the run-time directory.
     pub fn prepare_fill(&self, region: RegionIndex) -> io::Result<()> {
-        if self.region(region).load(Ordering::Acquire) & FILL_PAGES == 0 {
-            self.words.allocate(region.0 as usize, 2)?;
-            self.flag(region, FILL_PAGES);
+        let word = || self.region(region).load(Ordering::Acquire);
+        if word() & (PLACE | PRESENT) != 0 {
+            return Ok(());
+        }
+        let mut places = self.turn();
+        if word() & (PLACE | PRESENT) == 0 {
+            let place = self.take_place(&mut places, Room::Fill)?;
+            self.flag(region, at_place(place));
         }
         Ok(())
     }
 
     /// Takes memory for writes to a region, and makes it mixed if it is present as a whole. (A
-    /// region that a discard has claimed is left; try again when that has ended.)
+    /// present region that a discard has claimed is left; try again when that has ended.)
     ///
     /// # Errors
     /// When there is no memory left in the run-time directory.
     pub fn prepare_write(&self, region: RegionIndex) -> io::Result<()> {
-        if self.region(region).load(Ordering::Acquire) & WRITE_PAGES == 0 {
-            self.words.allocate(region.0 as usize, 4)?;
-            // Before anything is stored in the pages: where there may be something, the flag says so.
-            self.flag(region, FILL_PAGES | WRITE_PAGES);
+        if self.region(region).load(Ordering::Acquire) & WRITE_PAGES != 0 {
+            return Ok(());
         }
-        let _turn = self.turn();
+        let mut places = self.turn();
         let word = self.region(region).load(Ordering::Acquire);
-        if word & PRESENT != 0 && word & CLAIMED == 0 {
-            self.mix(region, word);
+        if word & PRESENT != 0 {
+            if word & CLAIMED == 0 {
+                let place = self.take_place(&mut places, Room::Write)?;
+                self.mix(region, word, place);
+            }
+            return Ok(());
         }
+        let place = match place_of(word) {
+            Some(place) => {
+                if word & WRITE_PAGES == 0 {
+                    self.widen_place(place)?;
+                }
+                place
+            }
+            None => self.take_place(&mut places, Room::Write)?,
+        };
+        self.flag(region, at_place(place) | WRITE_PAGES);
         Ok(())
     }
 
-    /// Makes a present region mixed. Its turn is held, so that nobody else turns it, and nobody
-    /// looks at its pages before it is mixed.
-    fn mix(&self, region: RegionIndex, word: u32) {
-        let pages = self.pages(region);
-        let stored = |state: u32, mask: u64| if word & state != 0 { mask } else { 0 };
+    /// Makes a present region mixed. Its turn is held, so that nobody else turns it, and only those
+    /// who come too late for the bits of another region look at the place before it is mixed.
+    fn mix(&self, region: RegionIndex, word: u64, place: u32) {
+        let pages = self.words.pages(place);
+        let store = |page: &[AtomicU64], at: usize, state: u64, mask: u64| {
+            if word & state != 0 {
+                // Release: as in `take_place`.
+                page[at].store(mask, Ordering::Release);
+            }
+        };
         for (at, mask) in self.whole(region).words() {
-            pages.present[at].store(mask, Ordering::Relaxed);
-            pages.claimed[at].store(0, Ordering::Relaxed);
-            pages.dirty[at].store(stored(DIRTY, mask), Ordering::Relaxed);
-            pages.sending[at].store(stored(SENDING, mask), Ordering::Relaxed);
+            store(pages.present, at, PRESENT, mask);
+            store(pages.dirty, at, DIRTY, mask);
+            store(pages.sending, at, SENDING, mask);
         }
+        let bits = at_place(place) | WRITE_PAGES;
         // Release: who sees that it is mixed sees the bits.
-        let mixed = |word| Some(word & !STATE | MIXED | DIRTIED);
+        let mixed = |word: u64| Some(word & !STATE | MIXED | DIRTIED | bits);
         let _always_done = self.exchange(region, mixed);
     }
 
@@ -98,6 +121,8 @@ impl StateMap {
     /// one is under way.
     pub fn end_writes(&self) -> bool {
         for region in self.regions() {
+            // The turn, so that nobody takes the flag for his own and clears it.
+            let _turn = self.turn();
             self.flag(region, WITHDRAWING);
         }
         // As in `withdraw_write_ready`.
@@ -117,12 +142,16 @@ impl StateMap {
         // With the fence in `publish`: a write that did not see the flag is seen in the table, or,
         // if it has ended, in the dirty bits.
         fence(Ordering::SeqCst);
-        let blocks = self.region_blocks(region);
-        let idle = !self.under_way().any(|flight| flight.overlaps(blocks));
-        let withdrawn = idle && self.is_clean(region);
+        let withdrawn = self.is_idle(region) && self.is_clean(region);
         let over = WITHDRAWING | if withdrawn { INTENT } else { 0 };
         self.region(region).fetch_and(!over, Ordering::AcqRel);
         withdrawn
+    }
+
+    /// Whether no write and no discard of blocks of the region is under way.
+    pub(super) fn is_idle(&self, region: RegionIndex) -> bool {
+        let blocks = self.region_blocks(region);
+        !self.under_way().any(|flight| flight.overlaps(blocks))
     }
 
     fn is_clean(&self, region: RegionIndex) -> bool {

@@ -4,7 +4,7 @@
 use super::StateMap;
 use super::span::{Piece, pieces};
 use super::words::{
-    CLAIMED, DIRTIED, DIRTY, FILL_PAGES, INTENT, MIXED, Ordering, PRESENT, SAVING, SENDING, STATE,
+    BITS, CLAIMED, DIRTIED, DIRTY, INTENT, MIXED, Ordering, PRESENT, SAVING, SENDING, STATE,
     UNSAVED, WITHDRAWING, WRITE_PAGES, clear, set,
 };
 use crate::volume::geometry::{BlockRange, RegionIndex};
@@ -38,7 +38,6 @@ impl StateMap {
             self.recover_bits(region, word, interrupted);
             MIXED | if word & WRITE_PAGES != 0 { DIRTIED } else { 0 }
         } else if word & PRESENT == 0 {
-            self.clear_pages(region, word);
             0
         } else {
             let blocks = self.region_blocks(region);
@@ -47,12 +46,17 @@ impl StateMap {
             PRESENT | if unsent { DIRTY } else { 0 }
         };
         let unsaved = if word & SAVING != 0 { UNSAVED } else { 0 };
-        let kept = word & !(STATE | SAVING | WITHDRAWING) | state | unsaved;
+        let mut kept = word & !(STATE | SAVING | WITHDRAWING) | state | unsaved;
+        if state & MIXED == 0 {
+            // It may have been prepared.
+            kept &= !BITS;
+            self.turn().give_up(word);
+        }
         self.region(region).store(kept, Ordering::Relaxed);
     }
 
-    fn recover_bits(&self, region: RegionIndex, word: u32, interrupted: &[BlockRange]) {
-        let pages = self.pages(region);
+    fn recover_bits(&self, region: RegionIndex, word: u64, interrupted: &[BlockRange]) {
+        let pages = self.pages(word);
         for claimed in pages.claimed {
             claimed.store(0, Ordering::Relaxed);
         }
@@ -92,12 +96,11 @@ impl StateMap {
             if word & (PRESENT | DIRTY | SENDING) != PRESENT {
                 return false;
             }
-            self.clear_pages(piece.region, word);
             self.region(piece.region)
                 .store(word & !STATE, Ordering::Relaxed);
             return true;
         }
-        let pages = self.pages(piece.region);
+        let pages = self.pages(word);
         let mut dropped = 0;
         for (at, mask) in piece.words() {
             let mut clean = mask;
@@ -108,23 +111,5 @@ impl StateMap {
             dropped += clear(&pages.present[at], clean);
         }
         dropped != 0
-    }
-
-    /// An absent region has clear bits in whatever pages it has.
-    fn clear_pages(&self, region: RegionIndex, word: u32) {
-        let pages = self.pages(region);
-        let clear = |page: &[super::words::AtomicU64]| {
-            for word in page {
-                word.store(0, Ordering::Relaxed);
-            }
-        };
-        if word & FILL_PAGES != 0 {
-            clear(pages.present);
-            clear(pages.claimed);
-        }
-        if word & WRITE_PAGES != 0 {
-            clear(pages.dirty);
-            clear(pages.sending);
-        }
     }
 }

@@ -13,7 +13,7 @@ impl StateMap {
     /// way there already: from now on they are. Read their bytes after this, not before.
     ///
     /// A run lies in one region and has at most `max_blocks`, but for a region that is dirty as a
-    /// whole and has no bits: that one is handed out whole (and only from its first block on).
+    /// whole and has no bits: that one is handed out whole, even where `from` lies within it.
     ///
     /// To go over the volume ask again from the end of what was given. `None` then says that every
     /// write that had ended before the first call was given out, or is given out again when the
@@ -35,15 +35,15 @@ impl StateMap {
         if self.region(piece.region).load(Ordering::Acquire) & MIXED != 0 {
             return self.take_run(piece, max_blocks);
         }
-        let whole = self.covers_region(piece);
-        let take = |word: u32| {
-            let takes = whole && all_present(word) && word & (DIRTY | SENDING) == DIRTY;
+        let take = |word: u64| {
+            let takes = all_present(word) && word & (DIRTY | SENDING) == DIRTY;
             takes.then_some(word & !DIRTY | SENDING)
         };
         self.exchange(piece.region, take).ok()?;
-        self.counts.sending.add(piece.len());
-        self.counts.dirty.sub(piece.len());
-        Some(piece.blocks())
+        let whole = self.region_blocks(piece.region);
+        self.counts.sending.add(whole.len());
+        self.counts.dirty.sub(whole.len());
+        Some(whole)
     }
 
     /// The turn is held, and the region is mixed and has all its pages.
@@ -54,7 +54,7 @@ impl StateMap {
             // With the second fence of a write: see `land`.
             fence(Ordering::SeqCst);
         }
-        let pages = self.pages(piece.region);
+        let pages = self.bits(piece.region);
         let mut again = 0;
         let run = piece.first_run(max_blocks, |at| {
             // Dirty first: what is present was dirty before.
@@ -89,7 +89,7 @@ impl StateMap {
             if self.region(piece.region).load(Ordering::Acquire) & MIXED != 0 {
                 self.fail_bits(piece);
             } else if self.covers_region(piece) {
-                let fail = |word: u32| (word & SENDING != 0).then_some(word & !SENDING | DIRTY);
+                let fail = |word: u64| (word & SENDING != 0).then_some(word & !SENDING | DIRTY);
                 if let Ok(before) = self.exchange(piece.region, fail) {
                     self.counts.sending.sub(piece.len());
                     self.counts
@@ -104,7 +104,7 @@ impl StateMap {
         if self.region(piece.region).load(Ordering::Acquire) & WRITE_PAGES == 0 {
             return;
         }
-        let pages = self.pages(piece.region);
+        let pages = self.bits(piece.region);
         for (at, mask) in piece.words() {
             let failed = mask & pages.sending[at].load(Ordering::Acquire);
             self.counts.dirty.add(set(&pages.dirty[at], failed));
@@ -121,12 +121,12 @@ impl StateMap {
             let _turn = self.turn();
             let word = self.region(piece.region).load(Ordering::Acquire);
             if word & (MIXED | WRITE_PAGES) == MIXED | WRITE_PAGES {
-                let sending = self.pages(piece.region).sending;
+                let sending = self.bits(piece.region).sending;
                 for (at, mask) in piece.words() {
                     self.counts.sending.sub(clear(&sending[at], mask));
                 }
             } else if self.covers_region(piece) {
-                let clean = |word: u32| (word & SENDING != 0).then_some(word & !SENDING);
+                let clean = |word: u64| (word & SENDING != 0).then_some(word & !SENDING);
                 if self.exchange(piece.region, clean).is_ok() {
                     self.counts.sending.sub(piece.len());
                 }
@@ -136,7 +136,7 @@ impl StateMap {
 }
 
 /// Whether it is worth a look under the lock.
-fn may_have_dirty(word: u32) -> bool {
-    const LANDED: u32 = MIXED | DIRTIED | WRITE_PAGES;
+fn may_have_dirty(word: u64) -> bool {
+    const LANDED: u64 = MIXED | DIRTIED | WRITE_PAGES;
     word & (MIXED | DIRTY) == DIRTY || word & LANDED == LANDED
 }

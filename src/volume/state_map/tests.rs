@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::words::{INTENT, Ordering};
+use super::words::{INTENT, MIXED, Ordering, at_place, place_of};
 use super::{
-    FlightSlot, LiveMap, LiveMapKey, RegionSnapshot, StateMap, WriteStart, ZERO_SLOTS, ZeroClaim,
-    ZeroStart,
+    Counts, FlightSlot, LiveMap, LiveMapKey, RegionSnapshot, StateMap, WriteStart, ZERO_SLOTS,
+    ZeroClaim, ZeroStart,
 };
 use crate::volume::geometry::{BlockRange, REGION_BLOCKS, REGION_BYTES, RegionIndex};
 
@@ -191,6 +191,85 @@ fn an_overwrite_of_a_saved_block_needs_no_checkpoint() {
     assert_eq!(start, WriteStart::Overwrite);
     map.end_write(FlightSlot(0), other, start, true);
     assert!(map.needs_checkpoint());
+}
+
+/// A region that is written as a whole while a sweep is in the middle of it, and gives its bits up:
+/// what the sweep has not come to yet was written before it began.
+#[test]
+fn a_sweep_misses_nothing_in_a_region_that_gave_its_bits_up() {
+    let (_dir, path) = directory();
+    let map = ready_map(&path);
+    map.prepare_write(FIRST).expect("room");
+    let first = map.region_blocks(FIRST);
+    let write = |blocks| {
+        let start = map.begin_write(FlightSlot(0), blocks);
+        map.end_write(FlightSlot(0), blocks, start, true);
+    };
+    write(first);
+    let taken = map.take_dirty(first.first, 10).expect("dirty");
+    map.collapse(FIRST);
+    map.flushed(taken);
+    assert_eq!(
+        map.take_dirty(taken.end, 1).map(|it| it.first),
+        Some(taken.end)
+    );
+    map.send_failed(BlockRange::new(taken.end.0, taken.end.0 + 1));
+    write(taken);
+    map.collapse(FIRST);
+    assert_eq!(map.region(FIRST).load(Ordering::Relaxed) & MIXED, 0);
+    assert_eq!(map.take_dirty(taken.end, 1), Some(first));
+    assert_eq!(map.take_dirty(taken.end, 1), None);
+}
+
+/// What a region left in its place is nothing to the next one there.
+#[test]
+fn bits_that_were_given_up_are_clear_for_the_next_region() {
+    let (_dir, path) = directory();
+    let map = ready_map(&path);
+    let [first, second] = [FIRST, RegionIndex(1)].map(|it| map.region_blocks(it));
+    map.prepare_write(FIRST).expect("room");
+    let place = |region| place_of(map.region(region).load(Ordering::Relaxed));
+    let start = map.begin_write(FlightSlot(0), first);
+    map.end_write(FlightSlot(0), first, start, true);
+    let given_up = place(FIRST);
+    map.collapse(FIRST);
+    assert_eq!(place(FIRST), None);
+    // First what a fill needs, then the rest.
+    map.prepare_fill(RegionIndex(1)).expect("room");
+    assert_eq!(place(RegionIndex(1)), given_up);
+    let claim = map.claim_fill(BlockRange::new(second.first.0 + 3, second.first.0 + 4));
+    assert_eq!(claim.runs().len(), 1);
+    map.finish_fill(claim, true);
+    map.prepare_write(RegionIndex(1)).expect("room");
+    assert_eq!(
+        map.counts(),
+        Counts {
+            present: first.len() + 1,
+            dirty: first.len(),
+            sending: 0
+        }
+    );
+    assert_eq!(map.take_dirty(second.first, u64::MAX), None);
+    assert!(!map.is_claimed(second));
+}
+
+/// Two regions with the same bits, or bits that are nowhere.
+#[test]
+fn a_live_map_whose_places_cannot_be_is_refused() {
+    let (_dir, path) = directory();
+    let map = ready_map(&path);
+    map.prepare_write(FIRST).expect("room");
+    let word = map.region(FIRST).load(Ordering::Relaxed);
+    let second = map.region(RegionIndex(1));
+    let whole = second.load(Ordering::Relaxed);
+    let adopted = || StateMap::new(LiveMap::adopt(&path, &KEY).expect("adopted"));
+    for damaged in [word, whole | MIXED, whole | at_place(3) | MIXED] {
+        second.store(damaged, Ordering::Relaxed);
+        let error = adopted().expect_err("refused");
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
+    }
+    second.store(whole, Ordering::Relaxed);
+    adopted().expect("as it was");
 }
 
 /// What is answered of a part of a region that was sent as a whole must not clean the rest.

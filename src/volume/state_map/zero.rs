@@ -3,10 +3,11 @@
 use std::sync::PoisonError;
 
 use super::flights::FlightSlot;
+use super::places::Places;
 use super::span::{Piece, pieces};
 use super::words::{
-    CLAIMED, DIRTIED, DIRTY, MIXED, Ordering, PRESENT, SAVING, UNSAVED, WRITE_PAGES, fence,
-    has_intent,
+    BITS, CLAIMED, DIRTIED, DIRTY, MIXED, Ordering, PLACE, PRESENT, SAVING, UNSAVED, WRITE_PAGES,
+    fence, has_intent,
 };
 use super::{StateMap, all_present};
 use crate::volume::geometry::{BlockRange, RegionIndex};
@@ -85,7 +86,7 @@ impl StateMap {
     fn claim_piece(&self, piece: Piece) -> Result<(), ZeroStart> {
         let _turn = self.turn();
         let whole = self.covers_region(piece);
-        let claim = |word: u32| {
+        let claim = |word: u64| {
             let refused = word & (CLAIMED | MIXED) != 0 || !has_intent(word) || !whole;
             (!refused).then_some(word | CLAIMED)
         };
@@ -107,7 +108,7 @@ impl StateMap {
 
     /// Takes back a claim that came to nothing.
     fn release_piece(&self, piece: Piece) {
-        let release = |word: u32| (word & MIXED == 0).then_some(word & !CLAIMED);
+        let release = |word: u64| (word & MIXED == 0).then_some(word & !CLAIMED);
         if self.exchange(piece.region, release).is_err() {
             self.release_bits(piece.blocks());
         }
@@ -116,7 +117,7 @@ impl StateMap {
     /// After a crash from now on, what was present is found dirty.
     fn dirty_before_zeroing(&self, piece: Piece) {
         let _turn = self.turn();
-        let dirty = |word: u32| (word & MIXED == 0 && all_present(word)).then_some(word | DIRTY);
+        let dirty = |word: u64| (word & MIXED == 0 && all_present(word)).then_some(word | DIRTY);
         match self.exchange(piece.region, dirty) {
             Ok(before) if before & DIRTY == 0 => self.counts.dirty.add(piece.len()),
             Err(word) if word & MIXED != 0 => self.dirty_present(piece),
@@ -131,11 +132,11 @@ impl StateMap {
         fence(Ordering::SeqCst);
         let mut unsaved = false;
         for piece in pieces(claim.blocks) {
-            let _turn = self.turn();
+            let mut places = self.turn();
             if self.region(piece.region).load(Ordering::Acquire) & MIXED != 0 {
                 unsaved |= self.land(piece, ok);
             } else {
-                unsaved |= self.land_region(piece, ok);
+                unsaved |= self.land_region(&mut places, piece, ok);
             }
         }
         if unsaved {
@@ -149,14 +150,18 @@ impl StateMap {
     }
 
     /// As [`land`](Self::land), for a region that is claimed by its word.
-    fn land_region(&self, piece: Piece, ok: bool) -> bool {
-        let landed = |word: u32| match (all_present(word), ok) {
+    fn land_region(&self, places: &mut Places, piece: Piece, ok: bool) -> bool {
+        let landed = |word: u64| match (all_present(word), ok) {
             (true, _) => word | DIRTY | DIRTIED,
-            (false, true) => word | PRESENT | DIRTY | DIRTIED | UNSAVED,
+            // It may have been prepared when it was absent.
+            (false, true) => word & !BITS | PRESENT | DIRTY | DIRTIED | UNSAVED,
             (false, false) => word,
         };
         let (Ok(before) | Err(before)) = self.exchange(piece.region, |word| Some(landed(word)));
         let after = landed(before);
+        if after & PLACE == 0 {
+            places.give_up(before);
+        }
         let appeared = |bit| {
             if after & !before & bit != 0 {
                 piece.len()

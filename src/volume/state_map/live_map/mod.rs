@@ -5,8 +5,9 @@
 //! 0        header page: 0 magic (8 bytes), 8 version (u32), 12 slots (u32), 16 boot id (16 bytes),
 //!          32 store's UUID (16 bytes), 48 open counter (u64), 56 size in bytes (u64)
 //! 4096     in-flight table: first block and end (u64 each) a slot, then up to a whole page
-//! ...      a word (u32) a region, then up to a whole page
-//! ...      four pages a region: present, claimed, dirty, sending; holes until they are prepared
+//! ...      a word (u64) a region, then up to a whole page
+//! ...      places for the bits of mixed regions, as many as there are regions: four pages each,
+//!          present, claimed, dirty, sending; holes until they are used for the first time
 //! ```
 //! Numbers are little-endian. The magic is written last, when the state of a checkpoint is in it:
 //! a file whose maker died before that is no live map.
@@ -28,7 +29,7 @@ pub(super) mod words;
 const MAGIC: [u8; 8] = *b"BfLiveMp";
 
 /// The version of the layout.
-pub const LIVE_MAP_VERSION: u32 = 1;
+pub const LIVE_MAP_VERSION: u32 = 2;
 
 /// The most slots that a map can have: one for each request of the most and deepest queues, and some
 /// for changes of the asynchronous side.
@@ -39,7 +40,7 @@ pub const LIVE_MAP_VOLUME_BYTES_MAX: u64 = 1 << 52;
 
 const HEADER_BYTES: usize = 64;
 const PAGE_BYTES: u64 = 4096;
-/// What the bits of a region take.
+/// What the bits of a region take: the length of a place.
 const REGION_BITS_BYTES: u64 = 4 * REGION_BLOCKS / 8;
 
 /// What a live map belongs to. It counts only where all of it is as expected.
@@ -119,7 +120,7 @@ impl Layout {
         }
         let (slots, regions) = (u64::from(slots), size_bytes.div_ceil(REGION_BYTES));
         let regions_at = PAGE_BYTES + (slots * 16).next_multiple_of(PAGE_BYTES);
-        let bits_at = regions_at + regions.checked_mul(4)?.next_multiple_of(PAGE_BYTES);
+        let bits_at = regions_at + regions.checked_mul(8)?.next_multiple_of(PAGE_BYTES);
         let end = bits_at.checked_add(regions.checked_mul(REGION_BITS_BYTES)?)?;
         Some(Self {
             slots,
@@ -211,9 +212,9 @@ impl LiveMap {
         })
     }
 
-    /// Takes room for the first `pages` (of four) of a region.
-    pub(super) fn allocate_bits(&self, region: usize, pages: u64) -> io::Result<()> {
-        let offset = self.layout.bits_at + region as u64 * REGION_BITS_BYTES;
+    /// Takes room for the first `pages` (of four) of a place.
+    pub(super) fn allocate_bits(&self, place: u32, pages: u64) -> io::Result<()> {
+        let offset = self.layout.bits_at + u64::from(place) * REGION_BITS_BYTES;
         allocate(&self.file, offset, REGION_BITS_BYTES / 4 * pages)
     }
 

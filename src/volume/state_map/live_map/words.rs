@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::slice;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use super::{LiveMap, PAGE_BYTES};
 use crate::volume::state_map::words::{PAGE_WORDS, Pages};
@@ -12,7 +12,7 @@ use crate::volume::state_map::words::{PAGE_WORDS, Pages};
 pub(in super::super) struct Words {
     live: LiveMap,
     // Where they lie in the mapping.
-    regions: *const AtomicU32,
+    regions: *const AtomicU64,
     flights: *const AtomicU64,
     bits: *const AtomicU64,
 }
@@ -38,7 +38,7 @@ impl Words {
     }
 
     #[inline]
-    pub(in super::super) fn regions(&self) -> &[AtomicU32] {
+    pub(in super::super) fn regions(&self) -> &[AtomicU64] {
         // SAFETY: so many words lie there by the layout, page-aligned, mapped as long as `self`
         // lives, and nobody touches them but by atomics: not this process, and no other one, since
         // the store's lock keeps those away.
@@ -52,23 +52,27 @@ impl Words {
     }
 
     /// # Panics
-    /// If the region lies outside.
+    /// If there is no such place.
     #[inline]
-    pub(in super::super) fn pages(&self, region: usize) -> Pages<'_> {
+    pub(in super::super) fn pages(&self, place: u32) -> Pages<'_> {
+        // There is one for each region.
         assert!(
-            region < self.live.layout.regions as usize,
-            "a region of the volume"
+            u64::from(place) < self.live.layout.regions,
+            "a place of the map"
         );
-        // SAFETY: as in `regions`; the region was checked.
+        // SAFETY: as in `regions`; the place was checked.
         let words = unsafe {
-            slice::from_raw_parts(self.bits.add(4 * PAGE_WORDS * region), 4 * PAGE_WORDS)
+            slice::from_raw_parts(
+                self.bits.add(4 * PAGE_WORDS * place as usize),
+                4 * PAGE_WORDS,
+            )
         };
         Pages::in_row(words)
     }
 
-    /// Takes room for the first `pages` (of four) of a region.
-    pub(in super::super) fn allocate(&self, region: usize, pages: u64) -> io::Result<()> {
-        self.live.allocate_bits(region, pages)
+    /// Takes room for the first `pages` (of four) of a place.
+    pub(in super::super) fn allocate(&self, place: u32, pages: u64) -> io::Result<()> {
+        self.live.allocate_bits(place, pages)
     }
 
     /// From now on the live map can be adopted.

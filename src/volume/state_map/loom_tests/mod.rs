@@ -13,6 +13,7 @@ use super::{FlightSlot, StateMap, WriteStart, ZERO_SLOTS};
 use crate::volume::geometry::{BlockRange, REGION_BLOCKS, RegionIndex};
 
 mod claims;
+mod collapse;
 mod regions;
 mod saving;
 mod sending;
@@ -41,10 +42,17 @@ struct Volume {
 impl Volume {
     /// Two queue slots, everything absent, and ready for writes.
     fn absent(regions: u64) -> Self {
+        Self::prepared(regions, regions)
+    }
+
+    /// The same, of which only the first regions have bits.
+    fn prepared(regions: u64, with_bits: u64) -> Self {
         let words = Words::new(regions as usize, 2 + ZERO_SLOTS as usize);
         let map = StateMap::over(words, regions * REGION_BLOCKS);
         for region in map.regions() {
-            map.prepare_write(region).expect("memory");
+            if region.0 < with_bits {
+                map.prepare_write(region).expect("memory");
+            }
             map.set_write_ready(region);
         }
         Self {
@@ -72,7 +80,7 @@ impl Volume {
         volume
     }
 
-    fn word(&self) -> u32 {
+    fn word(&self) -> u64 {
         self.map.region(REGION).load(Ordering::Acquire)
     }
 

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::words::{CLAIMED, DIRTY, MIXED, Ordering, PRESENT, SENDING, WRITE_PAGES};
+use super::words::{CLAIMED, DIRTY, MIXED, Ordering, PRESENT, SENDING, WRITE_PAGES, place_of};
 use super::{
     FillClaim, FlightSlot, LiveMap, LiveMapKey, RegionSnapshot, StateMap, WriteStart, ZeroClaim,
     ZeroStart,
@@ -40,6 +40,7 @@ enum Step {
     Take { from: u64, max: u64 },
     Sent(usize, bool),
     Withdraw(u64),
+    Collapse(u64),
     Checkpoint { durable: bool },
     Flush,
     NextAbsent(u64, u64),
@@ -68,6 +69,19 @@ fn whole_regions() -> impl Strategy<Value = BlockRange> {
     })
 }
 
+/// One side of a region that is cut in two, as a long discard that begins anywhere cuts it.
+fn cut_region() -> impl Strategy<Value = BlockRange> {
+    let cut = prop_oneof![Just(70), Just(REGION_BLOCKS / 2)];
+    (0u64..4, cut, any::<bool>()).prop_map(|(region, cut, before)| {
+        let first = region * REGION_BLOCKS;
+        let (cut, end) = (first + cut, (first + REGION_BLOCKS).min(BLOCKS));
+        match before {
+            true => BlockRange::new(first, cut.min(end)),
+            false => BlockRange::new(cut.min(end - 1), end),
+        }
+    })
+}
+
 fn any_range() -> impl Strategy<Value = BlockRange> {
     let long = (block(), block()).prop_map(|(a, b)| BlockRange::new(a.min(b), a.max(b) + 1));
     prop_oneof![2 => short_range(), 1 => whole_regions(), 1 => long]
@@ -79,14 +93,17 @@ fn step() -> impl Strategy<Value = Step> {
         6 => short_range().prop_map(Step::Write),
         5 => some().prop_map(|(at, ok)| Step::EndWrite(at, ok)),
         3 => any_range().prop_map(Step::Fill),
+        1 => cut_region().prop_map(Step::Fill),
         3 => some().prop_map(|(at, ok)| Step::EndFill(at, ok)),
         1 => any_range().prop_map(Step::Zero),
         2 => whole_regions().prop_map(Step::Zero),
+        2 => cut_region().prop_map(Step::Zero),
         3 => some().prop_map(|(at, ok)| Step::EndZero(at, ok)),
         5 => (prop_oneof![Just(0), block()], prop_oneof![Just(u64::MAX), 1u64..100])
             .prop_map(|(from, max)| Step::Take { from, max }),
         4 => some().prop_map(|(at, ok)| Step::Sent(at, ok)),
         3 => (0u64..4).prop_map(Step::Withdraw),
+        4 => (0u64..4).prop_map(Step::Collapse),
         2 => any::<bool>().prop_map(|durable| Step::Checkpoint { durable }),
         2 => Just(Step::Flush),
         1 => (block(), block()).prop_map(|(a, b)| Step::NextAbsent(a.min(b), a.max(b))),
@@ -163,6 +180,13 @@ impl Rig {
                 }
             }
             Step::Withdraw(region) => self.withdraw(RegionIndex(region)),
+            Step::Collapse(region) => {
+                self.map.collapse(RegionIndex(region));
+                self.model.collapse(region as usize, &self.under_way());
+                let word = self.map.region(RegionIndex(region));
+                let mixed = word.load(Ordering::Relaxed) & MIXED != 0;
+                assert_eq!(mixed, self.model.regions[region as usize].mixed);
+            }
             Step::Checkpoint { durable } => {
                 self.durable.checkpoint(&self.map, &self.model, durable)
             }
@@ -338,7 +362,14 @@ impl Rig {
     /// Every block of the map is as the model has it.
     fn compare(&self) {
         assert_eq!(self.map.counts(), self.model.counts());
+        let mut places = std::collections::BTreeSet::new();
         for region in self.map.regions() {
+            let word = self.map.region(region).load(Ordering::Relaxed);
+            if let Some(place) = place_of(word) {
+                assert!(places.insert(place), "{region:?} shares its place");
+                assert!(place < self.model.regions.len() as u32);
+                assert_eq!(word & PRESENT, 0, "{region:?} needs no place");
+            }
             let whole = self.map.region_blocks(region);
             assert!(
                 observed(&self.map, region) == self.model.of(whole),
@@ -378,7 +409,7 @@ fn observed(map: &StateMap, region: RegionIndex) -> Vec<Block> {
         };
         return vec![block; len];
     }
-    let pages = map.pages(region);
+    let pages = map.pages(word);
     let bit = |page: &[super::words::AtomicU64], at: usize| {
         page[at / 64].load(Ordering::Relaxed) >> (at % 64) & 1 == 1
     };

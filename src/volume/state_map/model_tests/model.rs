@@ -14,7 +14,7 @@ pub(super) struct Block {
 /// What holds for a region as a whole.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Region {
-    mixed: bool,
+    pub(super) mixed: bool,
     write_pages: bool,
     pub(super) intent: bool,
     /// The sender looks into it: something landed here since it last found nothing. (It need not
@@ -87,9 +87,26 @@ impl Model {
     pub(super) fn prepare_write(&mut self, region: usize) {
         let uniform = self.uniform(region);
         let of = &mut self.regions[region];
-        of.write_pages = true;
-        if !of.mixed && uniform.present && !uniform.claimed {
+        if !of.mixed && uniform.present {
+            if uniform.claimed {
+                return;
+            }
             (of.mixed, of.dirtied) = (true, true);
+        }
+        of.write_pages = true;
+    }
+
+    /// A region of which all blocks are alike, and nobody is at work there.
+    pub(super) fn collapse(&mut self, region: usize, under_way: &[BlockRange]) {
+        let whole = self.whole(region);
+        let blocks = self.of(whole);
+        let alike = |it: &Block| it.present && !it.claimed && !it.sending;
+        let same = blocks
+            .iter()
+            .all(|it| alike(it) && it.dirty == blocks[0].dirty);
+        let of = &mut self.regions[region];
+        if of.mixed && same && !under_way.iter().any(|it| it.overlaps(whole)) {
+            (of.mixed, of.write_pages) = (false, false);
         }
     }
 
@@ -199,6 +216,11 @@ impl Model {
     }
 
     pub(super) fn finish_zero(&mut self, range: BlockRange, ok: bool) {
+        for region in self.regions_of(range) {
+            let absent = !self.uniform(region).present;
+            let of = &mut self.regions[region];
+            of.write_pages &= of.mixed || !(absent && ok);
+        }
         for block in self.of_mut(range) {
             block.present |= ok;
             block.dirty |= block.present;
@@ -221,8 +243,7 @@ impl Model {
                     max,
                 )
             } else {
-                let all = at == whole.first.0 && takes(&self.uniform(region));
-                all.then_some(whole)
+                takes(&self.uniform(region)).then_some(whole)
             };
             if let Some(taken) = taken {
                 for block in self.of_mut(taken) {
@@ -281,7 +302,8 @@ impl Model {
             (block.claimed, block.sending) = (false, false);
         }
         for region in &mut self.regions {
-            region.dirtied = region.mixed && region.write_pages;
+            region.write_pages &= region.mixed;
+            region.dirtied = region.write_pages;
         }
     }
 
