@@ -33,6 +33,8 @@ struct Inner {
     live: LivePlace,
     /// `None`: nothing is durable here, the live map alone counts.
     durable: Option<Mutex<Durable>>,
+    /// Intents that are waited for: the next to have his turn makes all of them durable.
+    wanted: Mutex<BTreeSet<RegionIndex>>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,7 @@ impl Checkpointer {
                 data,
                 live,
                 durable,
+                wanted: Mutex::default(),
             }),
         }
     }
@@ -200,28 +203,33 @@ impl Durable {
 }
 
 impl Inner {
-    /// Makes the intents of regions durable, and says so in the state map.
+    /// Makes the intents of regions durable, and says so in the state map. Those who wait for their
+    /// turn at the same time share one sync.
     fn hold_intents(&self, regions: &[RegionIndex]) -> io::Result<()> {
         // The map is told in the same turn: nobody may clear an intent in between.
         if self.durable.is_none() {
             self.set_ready(regions);
             return Ok(());
         }
+        lock(&self.wanted).extend(regions);
         self.with_durable(|inner, durable| {
+            let mut wanted = std::mem::take(&mut *lock(&inner.wanted));
+            // They may be durable by now; or not, if another one took them and failed.
+            wanted.extend(regions);
             let file = &mut durable.file;
             let mut batch = file.begin();
-            for region in regions {
+            for region in &wanted {
                 if !file.entry(*region).intent {
                     file.put_intent(&mut batch, *region);
                 }
             }
             commit_batch(file, batch)?;
-            inner.set_ready(regions);
+            inner.set_ready(&wanted);
             Ok(())
         })
     }
 
-    fn set_ready(&self, regions: &[RegionIndex]) {
+    fn set_ready<'a>(&self, regions: impl IntoIterator<Item = &'a RegionIndex>) {
         for region in regions {
             self.map.set_write_ready(*region);
         }
@@ -311,6 +319,6 @@ fn regions_of(blocks: BlockRange) -> impl Iterator<Item = RegionIndex> {
     (first..last.map_or(first, |last| last + 1)).map(RegionIndex)
 }
 
-fn lock(durable: &Mutex<Durable>) -> MutexGuard<'_, Durable> {
-    durable.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
