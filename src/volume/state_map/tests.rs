@@ -207,7 +207,13 @@ fn a_sweep_misses_nothing_in_a_region_that_gave_its_bits_up() {
     };
     write(first);
     let taken = map.take_dirty(first.first, 10).expect("dirty");
+    write(taken);
     map.collapse(FIRST);
+    let next = map.take_dirty(first.first, 10).map(|it| it.first);
+    assert_eq!(next, Some(taken.end), "not again before it was answered");
+    map.send_failed(BlockRange::new(taken.end.0, taken.end.0 + 10));
+    map.flushed(taken);
+    assert_eq!(map.take_dirty(first.first, 10), Some(taken));
     map.flushed(taken);
     assert_eq!(
         map.take_dirty(taken.end, 1).map(|it| it.first),

@@ -87,6 +87,54 @@ fn loom_the_last_fill_of_a_region_has_it_give_its_bits_up() {
     });
 }
 
+/// A fill that has made its blocks present and is about to release its claims does not release those
+/// of another region.
+#[test]
+fn loom_a_fill_that_is_nearly_over_keeps_the_bits() {
+    check(4, || {
+        let volume = Arc::new(Volume::prepared(2, 1));
+        volume.fill(range(0, 5));
+        let (other, ours) = beside(
+            &volume,
+            |it| {
+                it.map.collapse(REGION);
+                it.map.prepare_fill(OTHER_REGION).expect("memory");
+                it.map.claim_fill(it.map.region_blocks(OTHER_REGION))
+            },
+            |it| it.fill(range(5, REGION_BLOCKS)),
+        );
+        assert!(ours && volume.map.is_present(WHOLE));
+        let blocks = other.asked();
+        assert_eq!(other.runs(), [blocks]);
+        assert!(
+            blocks
+                .iter()
+                .all(|it| volume.map.is_claimed(BlockRange::of(it)))
+        );
+        volume.map.finish_fill(other, true);
+        assert!(!volume.map.is_claimed(volume.map.blocks()));
+    });
+}
+
+/// What was sent and did not arrive is dirty, whatever the region became meanwhile.
+#[test]
+fn loom_a_failed_send_beside_a_region_that_gives_its_bits_up() {
+    check(4, || {
+        let volume = Arc::new(mixed_full());
+        assert!(wrote(volume.write(0, WHOLE, WRITTEN)));
+        beside(
+            &volume,
+            |it| {
+                let taken = it.map.take_dirty(WHOLE.first, 64).expect("dirty");
+                it.map.send_failed(taken);
+            },
+            |it| it.map.collapse(REGION),
+        );
+        assert_eq!(volume.map.counts().dirty, REGION_BLOCKS);
+        assert_eq!(volume.map.take_dirty(WHOLE.first, 64), Some(WHOLE), "L8");
+    });
+}
+
 /// Whoever looks at the bits when they are another region's already reads no bytes too early, and
 /// does not take for absent for good what is present.
 #[test]
