@@ -322,3 +322,45 @@ fn regions_of(blocks: BlockRange) -> impl Iterator<Item = RegionIndex> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(all(test, not(blockferry_loom)))]
+mod tests {
+    use super::super::test_home::Home;
+    use super::*;
+
+    /// The two headers, of which each commit writes the older one.
+    fn headers(home: &Home) -> [Vec<u8>; 2] {
+        let map = home.read("map");
+        [map[..4096].to_vec(), map[4096..8192].to_vec()]
+    }
+
+    /// Each of those who were ready is so after a reboot, and one commit did for all.
+    #[test]
+    fn intents_that_wait_for_a_turn_are_made_durable_by_one_commit() {
+        let home = Home::new();
+        let cache = home.open();
+        let inner = &cache.checkpointer.inner;
+        let before = headers(&home);
+        let turn = lock(inner.durable.as_ref().expect("it is persistent"));
+        std::thread::scope(|scope| {
+            for region in inner.map.regions() {
+                let checkpointer = cache.checkpointer.clone();
+                scope.spawn(move || checkpointer.make_write_ready(&[region]).expect("ready"));
+            }
+            while lock(&inner.wanted).len() < inner.map.regions().count() {
+                std::thread::yield_now();
+            }
+            drop(turn);
+        });
+        let after = headers(&home);
+        let written = (0..2).filter(|at| before[*at] != after[*at]).count();
+        assert_eq!(written, 1, "one commit");
+        assert!(lock(&inner.wanted).is_empty());
+        drop(cache);
+        home.reboot();
+        let cache = home.open();
+        for region in cache.map.regions() {
+            assert!(cache.map.write_ready(region), "{region:?}");
+        }
+    }
+}
