@@ -2,7 +2,9 @@
 //! against. It serves anybody on the loopback interface and is good for nothing else.
 
 use std::error::Error as StdError;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
@@ -48,12 +50,30 @@ impl Source {
         })
     }
 
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Whatever the operating system reports.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
     /// Connects to it.
     ///
     /// # Errors
     /// Whatever becomes of the connection.
     pub async fn connect(&self) -> Result<Fetcher, Box<dyn StdError + Send + Sync>> {
-        let server = self.endpoint.local_addr()?;
+        self.connect_to(self.address()?).await
+    }
+
+    /// Connects to it at another address that leads there.
+    ///
+    /// # Errors
+    /// Whatever becomes of the connection.
+    pub async fn connect_to(
+        &self,
+        server: SocketAddr,
+    ) -> Result<Fetcher, Box<dyn StdError + Send + Sync>> {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let client = transport::endpoint(any, None, &[0; 64])?;
         let tls = ClientTls::with_fingerprint(self.fingerprint)?;
@@ -70,17 +90,36 @@ impl Fetcher {
     /// # Errors
     /// Whatever becomes of the connection, and `Io` for a stream that ends early.
     pub async fn fetch(&self, len: usize) -> Result<(), Box<dyn StdError + Send + Sync>> {
+        self.fetch_for(len, Duration::MAX).await.map(drop)
+    }
+
+    /// Fetches the `len` bytes, or what of them comes within `time`; how many that were.
+    ///
+    /// # Errors
+    /// Whatever becomes of the connection, and `Io` for a stream that ends early.
+    pub async fn fetch_for(
+        &self,
+        len: usize,
+        time: Duration,
+    ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         let (mut send, mut recv) = self.connection.open_bi().await?;
         send.write_all(&[1]).await?;
         let mut buf = vec![0; PIECE_BYTES];
         let mut done = 0;
-        while let Some(read) = recv.read(&mut buf).await? {
-            done += read;
+        let all = async {
+            while let Some(read) = recv.read(&mut buf).await? {
+                done += read;
+            }
+            Ok::<_, quinn::ReadError>(())
+        };
+        match tokio::time::timeout(time, all).await {
+            Err(_) => return Ok(done),
+            Ok(ended) => ended?,
         }
         if done != len {
             return Err(Error::new(ErrorKind::Io, "the stream ended early").into());
         }
-        Ok(())
+        Ok(done)
     }
 }
 
