@@ -10,6 +10,7 @@
 use std::error::Error;
 use std::io;
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,10 @@ fn main() -> Result<()> {
     }));
     let bare = {
         let _guard = server_runtime.enter();
-        bare_stream::Source::listen(Bytes::from_owner(Shared(Arc::clone(&bytes))))?
+        bare_stream::Source::listen(
+            Ipv4Addr::LOCALHOST.into(),
+            Bytes::from_owner(Shared(Arc::clone(&bytes))),
+        )?
     };
     let measured = client_runtime.block_on(measure(ticket, bare, bytes.len(), rounds));
     let _ = stop.send(());

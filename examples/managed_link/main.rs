@@ -21,6 +21,7 @@ mod relay;
 mod world;
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::Parser;
@@ -33,6 +34,11 @@ type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Resu
 /// What a managed mount makes of a link
 #[derive(Debug, Parser)]
 struct Args {
+    /// The local address of both ends. On one that is not a loopback address they do what they would
+    /// do on a network: packets begin small, and grow as far as the link lets them
+    #[arg(long, default_value = "127.0.0.1")]
+    address: IpAddr,
+
     /// The round trip time, in milliseconds
     #[arg(long, default_value = "0")]
     rtt_ms: f64,
@@ -87,7 +93,7 @@ fn main() -> Result<()> {
         ..Link::symmetric(rtt, args.loss / 100.0, Some(rate), args.queue_kib << 10)
     };
     let time = Duration::try_from_secs_f64(args.time)?;
-    let world = World::new(args.mib << 20, link)?;
+    let world = World::new(args.address, args.mib << 20, link)?;
     let mut report = Map::new();
     for (name, value) in [
         ("rtt_ms", Value::from(args.rtt_ms)),

@@ -1,5 +1,6 @@
 //! A server behind a link, and mounts of its volume.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +53,7 @@ pub(crate) enum Mount {
 }
 
 impl World {
-    pub(crate) fn new(len: usize, link: Link) -> Result<Self> {
+    pub(crate) fn new(address: IpAddr, len: usize, link: Link) -> Result<Self> {
         let (server, client) = (runtime()?, runtime()?);
         let directory = tempfile::Builder::new()
             .prefix("managed_link.")
@@ -62,7 +63,7 @@ impl World {
         let guard = server.enter();
         let serving = Server::bind(
             ServerConfig {
-                listen: ([127, 0, 0, 1], 0).into(),
+                listen: (address, 0).into(),
                 advertise: None,
                 state_dir: Some(directory.path().join("server")),
                 tls: None,
@@ -77,13 +78,13 @@ impl World {
                 instance: [0; 16],
             }],
         )?;
-        let bare = bare_stream::Source::listen(Bytes::from_owner(Shared(bytes)))?;
+        let bare = bare_stream::Source::listen(address, Bytes::from_owner(Shared(bytes)))?;
         drop(guard);
         let mut ticket = serving.ticket(&name).cloned().ok_or("no ticket")?;
         server.spawn(serving.run(std::future::pending()));
-        let to = ([127, 0, 0, 1], ticket.address.port).into();
-        let relay = Relay::to(to, link)?;
-        let bare_relay = Relay::to(bare.address()?, link)?;
+        let to = (address, ticket.address.port).into();
+        let relay = Relay::start((address, 0).into(), to, link)?;
+        let bare_relay = Relay::start((address, 0).into(), bare.address()?, link)?;
         ticket.address = HostPort {
             host: relay.address().ip().to_string(),
             port: relay.address().port(),

@@ -1,9 +1,9 @@
 //! A bare QUIC stream with the transport settings of the real thing: what measurements are held
-//! against. It serves anybody on the loopback interface and is good for nothing else.
+//! against. It serves anybody who can reach it and is good for nothing else.
 
 use std::error::Error as StdError;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,15 +30,15 @@ pub struct Fetcher {
 }
 
 impl Source {
-    /// Serves `bytes` to whoever opens a stream, without a copy. It has to be called on a Tokio runtime, which is
-    /// the server's; the fetching end may run on another.
+    /// Serves `bytes` on a port of a local address to whoever opens a stream, without a copy. It has to
+    /// be called on a Tokio runtime, which is the server's; the fetching end may run on another.
     ///
     /// # Errors
     /// Whatever the operating system reports.
-    pub fn listen(bytes: Bytes) -> Result<Self> {
+    pub fn listen(local: IpAddr, bytes: Bytes) -> Result<Self> {
         let identity = Identity::from_pem(&Identity::generate()?)?;
         let fingerprint = identity.fingerprint();
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let address = SocketAddr::from((local, 0));
         let tls = tls::server_with_identity(identity)?;
         let mut config = quinn::ServerConfig::with_crypto(tls);
         config.transport_config(transport::transport(address, Side::Server));
@@ -74,7 +74,7 @@ impl Source {
         &self,
         server: SocketAddr,
     ) -> Result<Fetcher, Box<dyn StdError + Send + Sync>> {
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let any = SocketAddr::from((server.ip(), 0));
         let client = transport::endpoint(any, None, &[0; 64])?;
         let tls = ClientTls::with_fingerprint(self.fingerprint)?;
         let mut config = quinn::ClientConfig::new(tls.config);
