@@ -10,7 +10,7 @@ use quinn::{RecvStream, SendStream, WriteError};
 use super::body::{BodyFault, read_body};
 use super::compression::{Part, Plan, parts};
 use super::remote::Session;
-use super::serve::stream_priority;
+use super::stream_order::{Place, StreamOrder};
 use crate::volume::{Errno, Extent, PriorityPermit, PrioritySemaphore};
 use crate::wire::WireError;
 use crate::wire::codec::{Codecs, Compression};
@@ -54,12 +54,14 @@ pub(super) struct Exchange {
     recv: RecvStream,
     _body: Option<PriorityPermit>,
     _stream: PriorityPermit,
+    _place: Place,
 }
 
 /// What the requests of a session share, the most urgent first.
 pub(super) struct Room {
     streams: Arc<PrioritySemaphore>,
     body_bytes: Arc<PrioritySemaphore>,
+    order: Arc<StreamOrder>,
 }
 
 impl Room {
@@ -67,6 +69,7 @@ impl Room {
         Self {
             streams: PrioritySemaphore::new(SESSION_STREAMS_MAX, SESSION_DEMAND_STREAMS),
             body_bytes: PrioritySemaphore::new(SESSION_BODY_BYTES_MAX, SESSION_DEMAND_BODY_BYTES),
+            order: Arc::default(),
         }
     }
 }
@@ -87,13 +90,15 @@ impl Exchange {
         let stream = room.streams.acquire(1, priority).await;
         let opened = session.connection.open_bi().await;
         let (send, recv) = opened.map_err(|_| Fault::Broken)?;
-        let _ = send.set_priority(stream_priority(priority));
+        let place = room.order.take(priority);
+        let _ = send.set_priority(place.priority());
         Ok(Self {
             request: RequestHeader { reply, ..request },
             send,
             recv,
             _body: body,
             _stream: stream,
+            _place: place,
         })
     }
 

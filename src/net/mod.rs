@@ -27,6 +27,7 @@ mod server;
 mod session;
 mod slot;
 mod state_dir;
+mod stream_order;
 mod tls;
 mod transport;
 mod volume;

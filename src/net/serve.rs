@@ -12,7 +12,8 @@ use super::close::STREAM_GIVEN_UP;
 use super::compression::{Part, Plan, parts};
 use super::session::Session;
 use super::slot::Pass;
-use crate::volume::{Errno, Priority};
+use super::stream_order::Place;
+use crate::volume::Errno;
 use crate::wire::WireError;
 use crate::wire::codec::UNIT_BYTES_MAX;
 use crate::wire::data::{Operation, REQUEST_BYTES, ReplyHeader, RequestHeader};
@@ -57,19 +58,10 @@ impl From<WriteError> for Fault {
     }
 }
 
-/// The streams' urgency: the higher goes first.
-pub(super) fn stream_priority(priority: Priority) -> i32 {
-    match priority {
-        Priority::Demand => 3,
-        Priority::ReadAhead => 2,
-        Priority::Pull => 1,
-        Priority::Push => 0,
-    }
-}
-
 /// Serves the request on this stream.
 pub(super) async fn answer(session: &Session, mut send: SendStream, mut recv: RecvStream) {
-    let reply = match perform(session, &mut send, &mut recv).await {
+    let mut place = None;
+    let reply = match perform(session, &mut send, &mut recv, &mut place).await {
         Ok(()) => None,
         Err(Fault::Gone) => {
             let _ = send.reset(STREAM_GIVEN_UP);
@@ -99,6 +91,7 @@ async fn perform(
     session: &Session,
     send: &mut SendStream,
     recv: &mut RecvStream,
+    place: &mut Option<Place>,
 ) -> Result<(), Fault> {
     let mut header = [0; REQUEST_BYTES];
     recv.read_exact(&mut header)
@@ -108,7 +101,8 @@ async fn perform(
     if session.codecs.grant(request.reply) != request.reply {
         return Err(WireError::SegmentCompression.into());
     }
-    let _ = send.set_priority(stream_priority(request.priority));
+    let place = place.insert(session.order.take(request.priority));
+    let _ = send.set_priority(place.priority());
     let size = session.volume.geometry.resource_bytes();
     // The header's own check rules an overflow out.
     if request.offset + request.len > size {

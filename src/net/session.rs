@@ -14,6 +14,7 @@ use super::control_stream::{ControlError, read_message, write_message};
 use super::hello::{Known, refuse};
 use super::serve;
 use super::slot::Pass;
+use super::stream_order::StreamOrder;
 use super::transport::{self, IDLE_TIMEOUT};
 use super::volume::{Admitted, Volume};
 use crate::Result;
@@ -35,6 +36,8 @@ pub(super) struct Session {
     pub(super) codecs: Codecs,
     /// Room for the bytes of requests, in bytes.
     pub(super) room: Arc<PrioritySemaphore>,
+    /// Which reply is sent first.
+    pub(super) order: Arc<StreamOrder>,
     /// Room for requests.
     requests: Arc<Semaphore>,
     /// It has changed the volume, and the content's generation tells.
@@ -78,6 +81,7 @@ pub(super) async fn run(
         pool,
         codecs: Codecs::from_features(features),
         room: PrioritySemaphore::new(SESSION_IN_FLIGHT_BYTES_MAX, SESSION_DEMAND_BYTES),
+        order: Arc::default(),
         requests: Arc::new(Semaphore::new(SESSION_STREAMS_MAX as usize)),
         has_written: AtomicBool::new(false),
     });

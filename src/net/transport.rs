@@ -66,8 +66,9 @@ pub(super) fn transport(peer: SocketAddr, side: Side) -> Arc<TransportConfig> {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(window))
         .send_window(u64::from(CONNECTION_WINDOW_BYTES))
-        // The request that came first is answered first; a share for each would make all wait.
-        .send_fairness(false)
+        // No two streams are equally urgent (see `stream_order`), so that none gets a share; without
+        // this, a stream that has begun would be sent to its end before a more urgent one.
+        .send_fairness(true)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(idle_timeout()))
         .mtu_discovery_config(Some(discovery));
