@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use quinn::Connection;
 
+use super::transport::FIRST_FLIGHT_BYTES;
 use crate::wire::codec::{Codec, Compression, UNIT_BYTES_MAX, compress};
 use crate::wire::segment::{Segment, runs};
 
@@ -18,10 +19,6 @@ const SAMPLED_BYTES_MIN: usize = 4 * SAMPLE_BYTES;
 
 /// What is supposed to be left of bytes of which there is no sample.
 const USUAL_RATIO: f64 = 0.5;
-
-/// A congestion window that is larger than this has grown: the link was full once, so that the
-/// window says something about it. quinn begins with less.
-const WINDOW_GROWN_BYTES: u64 = 16 << 10;
 
 /// How many bytes a second LZ4 takes in this process. Until it was measured: what an ordinary
 /// processor does.
@@ -119,10 +116,11 @@ fn note_lz4(bytes: usize, begun: Instant) {
     }
 }
 
-/// How fast the link takes what we send, once that can be told: a window of bytes a round trip.
+/// How fast the link takes what we send, once that can be told: a window of bytes a round trip. One that
+/// has grown says something of the link: it was full once.
 fn link_bytes_per_s(connection: &Connection) -> Option<f64> {
     let path = connection.stats().path;
-    let known = path.cwnd > WINDOW_GROWN_BYTES || path.congestion_events > 0;
+    let known = path.cwnd > FIRST_FLIGHT_BYTES || path.congestion_events > 0;
     let seconds = path.rtt.as_secs_f64();
     (known && seconds > 0.0).then(|| path.cwnd as f64 / seconds)
 }

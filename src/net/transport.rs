@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aws_lc_rs::{hmac, rand};
 use nix::sys::socket::{setsockopt, sockopt};
+use quinn::congestion::CubicConfig;
 use quinn::{
     ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
     TokioRuntime, TransportConfig, VarInt,
@@ -26,6 +27,11 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 
 /// How much a connection may have under way: several times 1 Gbit/s × 100 ms.
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+
+/// How much an end sends before it has heard anything of the path, in bytes. It leaves over a round trip,
+/// not at once; with quinn's ten packets the bulk that comes first would fill the path's share and
+/// whatever is urgent and comes next would wait for a round trip more.
+pub(super) const FIRST_FLIGHT_BYTES: u64 = 128 << 10;
 
 /// How much a client may send before it is known: one hello.
 const UNAUTHENTICATED_WINDOW_BYTES: u32 = 128 << 10;
@@ -52,6 +58,8 @@ pub(super) fn transport(peer: SocketAddr, side: Side) -> Arc<TransportConfig> {
         Side::Client => (0, CONNECTION_WINDOW_BYTES),
         Side::Server => (1, UNAUTHENTICATED_WINDOW_BYTES),
     };
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(FIRST_FLIGHT_BYTES);
     let mut discovery = MtuDiscoveryConfig::default();
     if peer.ip().to_canonical().is_loopback() {
         discovery.upper_bound(LOOPBACK_PAYLOAD_BYTES_MAX);
@@ -71,7 +79,8 @@ pub(super) fn transport(peer: SocketAddr, side: Side) -> Arc<TransportConfig> {
         .send_fairness(true)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(idle_timeout()))
-        .mtu_discovery_config(Some(discovery));
+        .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(congestion));
     Arc::new(config)
 }
 
