@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use blockferry::mount::managed::{ManagedOptions, PullOrder};
-use blockferry::volume::{Errno, Op, Tag};
+use blockferry::volume::{Errno, Op, Priority, Tag};
 
 use super::engine_support::{DEPTH, Rig, SECTOR};
 use super::managed_support::{
@@ -46,8 +46,100 @@ fn however_many_wait_for_a_chunk_it_is_fetched_once() {
         world.run(world.origin.held(1));
         world.origin.release();
     });
-    assert_eq!(world.origin.calls_of(Op::Read), vec![0..CHUNK]);
-    assert_eq!(mount.status().fetches, 1);
+    until("the rest came", || mount.status().local_bytes == CHUNK);
+    let calls = each_once(&world, 0..CHUNK);
+    // What is waited for first, what is behind it, and what is before it.
+    assert!(calls <= 3, "{:?}", world.origin.calls());
+    assert_eq!(mount.status().fetches, calls);
+}
+
+/// Nothing was asked for twice, and nothing else than the range; in so many calls.
+fn each_once(world: &World, range: std::ops::Range<u64>) -> u64 {
+    let mut calls = world.origin.calls_of(Op::Read);
+    calls.sort_by_key(|call| call.start);
+    let mut at = range.start;
+    for call in &calls {
+        assert_eq!(call.start, at, "{calls:?}");
+        at = call.end;
+    }
+    assert_eq!(at, range.end, "{calls:?}");
+    calls.len() as u64
+}
+
+#[test]
+fn what_is_waited_for_comes_before_the_rest_of_its_chunk() {
+    let world = World::new(numbered(BLOCKS));
+    let mount = world.mount();
+    let (from, end) = (CHUNK + 8 * BLOCK, CHUNK + 9 * BLOCK);
+    for rest in [end..2 * CHUNK, CHUNK..from] {
+        world.origin.plan(Plan {
+            range: rest,
+            ..Plan::always(Op::Read, Trouble::Hold)
+        });
+    }
+    let mut rig = Rig::of(&mount);
+    assert_eq!(rig.get(from, BLOCK)[0], number_of(from / BLOCK));
+    world.run(world.origin.held(1));
+    assert_eq!(mount.status().local_bytes, BLOCK, "the rest is held");
+    world.origin.release();
+    until("the rest came", || mount.status().local_bytes == CHUNK);
+    let reads: Vec<_> = world.origin.calls();
+    let reads = reads
+        .iter()
+        .map(|call| (call.range.clone(), call.priority))
+        .collect::<Vec<_>>();
+    let ahead = Some(Priority::ReadAhead);
+    assert_eq!(
+        reads,
+        [
+            (from..end, Some(Priority::Demand)),
+            (end..2 * CHUNK, ahead),
+            (CHUNK..from, ahead)
+        ]
+    );
+}
+
+#[test]
+fn a_rest_that_fails_is_nothing_to_those_who_wait_for_the_first_part() {
+    let world = World::new(numbered(BLOCKS));
+    let mount = world.mount();
+    for (range, trouble) in [
+        (0..BLOCK, Trouble::Delay(Duration::from_millis(20))),
+        (BLOCK..CHUNK, Trouble::Error(Errno::ENOSPC)),
+    ] {
+        world.origin.plan(Plan {
+            range,
+            ..Plan::once(Op::Read, trouble)
+        });
+    }
+    let mut rig = Rig::of(&mount);
+    assert_eq!(rig.get(0, BLOCK)[0], number_of(0));
+    until("all has ended", || mount.status().fetches_under_way == 0);
+    assert_eq!(mount.status().origin_failures, 1);
+    assert_eq!(rig.get(9 * BLOCK, BLOCK)[0], number_of(9));
+}
+
+#[test]
+fn reads_all_over_the_volume_do_not_ask_for_all_of_it() {
+    let world = World::new(Origin::new(64 << 20));
+    let mount = world.mount();
+    // The rests of chunks, of which the first block is read.
+    for chunk in 0..1024 {
+        world.origin.plan(Plan {
+            range: chunk * CHUNK + BLOCK..(chunk + 1) * CHUNK,
+            ..Plan::always(Op::Read, Trouble::Hold)
+        });
+    }
+    let mut rig = Rig::of(&mount);
+    for chunk in (0..1024).step_by(2) {
+        assert_eq!(rig.get(chunk * CHUNK, BLOCK)[0], 0);
+    }
+    let most = (8 << 20) / CHUNK;
+    until("the others have ended", || {
+        mount.status().fetches_under_way <= most
+    });
+    assert!(world.origin.calls_of(Op::Read).len() as u64 <= 512 + most);
+    world.origin.release();
 }
 
 #[test]
@@ -66,19 +158,15 @@ fn a_read_joins_the_pull_of_its_chunk_and_all_others_go_at_once() {
         world.run(
             world
                 .origin
-                .came(|call| call.range == (5 * CHUNK..6 * CHUNK)),
+                .came(|call| call.range == (5 * CHUNK..5 * CHUNK + BLOCK)),
         );
         world.origin.release();
         assert_eq!(joined.join().expect("read")[0], number_of(1));
         assert_eq!(other.join().expect("read")[0], number_of(5 * CHUNK_BLOCKS));
     });
     world.run(mount.pulled());
-    let mut reads = world.origin.calls_of(Op::Read);
-    reads.sort_by_key(|range| range.start);
-    let each_once: Vec<_> = (0..BLOCKS / CHUNK_BLOCKS)
-        .map(|chunk| chunk * CHUNK..(chunk + 1) * CHUNK)
-        .collect();
-    assert_eq!(reads, each_once, "each chunk once");
+    let calls = each_once(&world, 0..BLOCKS * BLOCK);
+    assert_eq!(calls, BLOCKS / CHUNK_BLOCKS + 1, "one chunk in two parts");
 }
 
 #[test]
@@ -199,7 +287,8 @@ fn a_write_of_a_part_of_an_absent_block_joins_the_fetch_of_its_chunk() {
         };
         assert_eq!(bytes, [byte; 512], "sector {sector}");
     }
-    assert_eq!(world.origin.calls_of(Op::Read), vec![0..CHUNK]);
+    until("the rest came", || mount.status().local_bytes == CHUNK);
+    each_once(&world, 0..CHUNK);
 }
 
 #[test]
@@ -276,9 +365,9 @@ fn read_ahead_grows_with_a_run_up_to_its_limit() {
     });
     let under_way = || mount.status().fetches_under_way;
     let mut rig = Rig::of(&mount);
-    rig.get(10 * CHUNK, BLOCK);
+    rig.get(10 * CHUNK, CHUNK);
     assert_eq!(world.origin.calls_of(Op::Read).len(), 1, "one is no run");
-    rig.get(11 * CHUNK, BLOCK);
+    rig.get(11 * CHUNK, CHUNK);
     until("two chunks ahead", || {
         world.origin.calls_of(Op::Read).len() == 4
     });
@@ -287,7 +376,7 @@ fn read_ahead_grows_with_a_run_up_to_its_limit() {
         until("nothing under way", || under_way() == 0);
         hold_reads(&world);
         std::thread::scope(|scope| {
-            let reader = scope.spawn(|| Rig::of(&mount).get(next * CHUNK, BLOCK)[0]);
+            let reader = scope.spawn(|| Rig::of(&mount).get(next * CHUNK, CHUNK)[0]);
             until("read-ahead", || under_way() == 1 + ahead);
             world.origin.release();
             assert_eq!(reader.join().expect("read"), number_of(next * CHUNK_BLOCKS));
@@ -312,7 +401,7 @@ fn requests_that_nobody_waits_for_any_more_leave_nothing_behind() {
     for round in 0..40 {
         for tag in 0..DEPTH {
             let chunk = round * u64::from(DEPTH) + u64::from(tag);
-            assert_eq!(rig.start(Tag(tag), read(chunk * CHUNK, BLOCK)), None);
+            assert_eq!(rig.start(Tag(tag), read(chunk * CHUNK, CHUNK)), None);
         }
         let ended = rig.finish();
         assert!(
@@ -350,7 +439,7 @@ fn each_chunk_is_told_to_be_local_once_and_no_read_waits_for_whoever_is_told() {
     let mut rig = Rig::of(&mount);
     for chunk in 0..8 {
         assert_eq!(
-            rig.get(chunk * CHUNK, BLOCK)[0],
+            rig.get(chunk * CHUNK, CHUNK)[0],
             number_of(chunk * CHUNK_BLOCKS)
         );
     }

@@ -27,7 +27,8 @@ fn a_demand_read_goes_at_once_while_every_pull_is_held() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| Rig::of(&mount).get(200 * CHUNK, BLOCK)[0]);
         world.run(world.origin.came(|call| {
-            call.range == (200 * CHUNK..201 * CHUNK) && call.priority == Some(Priority::Demand)
+            call.range == (200 * CHUNK..200 * CHUNK + BLOCK)
+                && call.priority == Some(Priority::Demand)
         }));
         world.origin.release();
         assert_eq!(reader.join().expect("read"), number_of(200 * CHUNK / BLOCK));
@@ -49,7 +50,8 @@ fn a_chunk_that_waits_to_be_pulled_goes_at_once_when_somebody_asks_for_it() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| Rig::of(&mount).get(31 * CHUNK, BLOCK)[0]);
         world.run(world.origin.came(|call| {
-            call.range == (31 * CHUNK..32 * CHUNK) && call.priority == Some(Priority::Demand)
+            call.range == (31 * CHUNK..31 * CHUNK + BLOCK)
+                && call.priority == Some(Priority::Demand)
         }));
         world.origin.release();
         assert_eq!(reader.join().expect("read"), number_of(31 * CHUNK / BLOCK));

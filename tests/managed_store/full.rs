@@ -37,14 +37,14 @@ fn a_full_disk_fails_what_needs_room_and_nothing_else() {
         world.rings = rings;
         let mount = world.mount();
         let mut rig = Rig::of(&mount);
-        assert!(has(&mut rig, 0));
+        rig.get(0, CHUNK);
         // The region is ready for writes, which takes room too.
         assert_eq!(rig.put(0, BLOCK, 0xaa), Ok(()));
         let ballast = tmpfs.take(1 << 20);
-        let filled = (0..CHUNKS).take_while(|chunk| rig.try_get(chunk * CHUNK, BLOCK).is_ok());
+        let filled = (0..CHUNKS).take_while(|chunk| rig.try_get(chunk * CHUNK, CHUNK).is_ok());
         let filled = filled.count() as u64;
         assert!((4..CHUNKS).contains(&filled), "{filled} chunks had room");
-        let failed = rig.try_get(filled * CHUNK, BLOCK);
+        let failed = rig.try_get(filled * CHUNK, CHUNK);
         assert_eq!(failed, Err(Errno::ENOSPC), "it fails again");
         assert_eq!(mount.status().local_bytes, filled * CHUNK);
         assert!(mount.status().store_failures > 0);

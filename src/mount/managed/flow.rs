@@ -19,9 +19,9 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(chunk_bytes: u64, limit_bytes: u64) -> Self {
+    pub(super) fn new(piece_bytes: u64, limit_bytes: u64) -> Self {
         Self {
-            window: Mutex::new(Window::new(chunk_bytes, limit_bytes)),
+            window: Mutex::new(Window::new(piece_bytes, limit_bytes)),
             moved: Notify::new(),
             ahead: AtomicU32::new(0),
         }
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    const CHUNK: u64 = 64 << 10;
+    const PIECE: u64 = 64 << 10;
 
     #[derive(Default)]
     struct Woken(AtomicBool);
@@ -149,13 +149,13 @@ mod tests {
 
     #[test]
     fn a_pull_waits_for_read_ahead_and_is_woken_when_that_is_given_up() {
-        let (flow, woken) = (Flow::new(CHUNK, 1 << 20), Arc::new(Woken::default()));
+        let (flow, woken) = (Flow::new(PIECE, 1 << 20), Arc::new(Woken::default()));
         let under_way = flow.go(1 << 20);
-        let mut ahead = Box::pin(flow.go_when_free(CHUNK, Priority::ReadAhead));
+        let mut ahead = Box::pin(flow.go_when_free(PIECE, Priority::ReadAhead));
         assert!(woken.poll(ahead.as_mut()).is_none(), "the window is full");
         under_way.arrived(1 << 20);
         woken.take();
-        let mut pull = pin!(flow.go_when_free(CHUNK, Priority::Pull));
+        let mut pull = pin!(flow.go_when_free(PIECE, Priority::Pull));
         assert!(woken.poll(pull.as_mut()).is_none(), "read-ahead goes first");
         assert!(!woken.take());
         drop(ahead);
@@ -165,16 +165,16 @@ mod tests {
 
     #[test]
     fn what_is_lost_makes_room_as_what_arrives_does() {
-        let (flow, woken) = (Flow::new(CHUNK, 2 * CHUNK), Arc::new(Woken::default()));
-        let (first, second) = (flow.go(CHUNK), flow.go(CHUNK));
-        let mut third = pin!(flow.go_when_free(CHUNK, Priority::Pull));
+        let (flow, woken) = (Flow::new(PIECE, 2 * PIECE), Arc::new(Woken::default()));
+        let (first, second) = (flow.go(PIECE), flow.go(PIECE));
+        let mut third = pin!(flow.go_when_free(PIECE, Priority::Pull));
         assert!(woken.poll(third.as_mut()).is_none(), "the window is full");
         drop(first);
         assert!(woken.take());
         let _third = woken.poll(third.as_mut()).expect("room");
-        let mut fourth = pin!(flow.go_when_free(CHUNK, Priority::Push));
+        let mut fourth = pin!(flow.go_when_free(PIECE, Priority::Push));
         assert!(woken.poll(fourth.as_mut()).is_none(), "it is full again");
-        second.arrived(CHUNK);
+        second.arrived(PIECE);
         assert!(woken.take());
         assert!(woken.poll(fourth.as_mut()).is_some());
     }

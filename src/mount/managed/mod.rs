@@ -371,7 +371,7 @@ impl Shared {
             pull_failures: AtomicU32::new(0),
             deadline: Deadline::new(options.io_timeout, Arc::clone(&store.misses)),
             fetches: Fetches::default(),
-            downlink: Flow::new(chunk_bytes, bulk_limit),
+            downlink: Flow::new(fetch::piece_bytes(chunk_bytes), bulk_limit),
             uplink: Flow::new(piece_bytes, bulk_limit),
             pull_rate: RateLimit::new(options.pull_rate),
             push_rate: RateLimit::new(options.push_rate),

@@ -134,10 +134,10 @@ impl Shared {
     fn start_fetches(self: &Arc<Self>, blocks: BlockRange, whole: Whole) -> Vec<Waiter> {
         blocks
             .by_chunk(self.options.chunk_bytes)
-            .filter(|(_, part)| !self.store.map.is_present(*part))
             .filter_map(|(chunk, part)| {
+                let part = self.absent_within(part)?;
                 let absent = self.wanted(chunk, part, whole)?;
-                Some(self.fetch(chunk, absent, Priority::Demand))
+                Some(self.fetch_for(chunk, absent, part))
             })
             .collect()
     }
@@ -149,13 +149,14 @@ impl Shared {
         }
     }
 
-    /// Brings the blocks into the store; with their whole chunks, or alone.
+    /// Brings the blocks into the store; with their whole chunks behind them, or alone.
     async fn make_present(self: &Arc<Self>, blocks: BlockRange, whole: Whole) -> Outcome {
         let map = &self.store.map;
         for (chunk, part) in blocks.by_chunk(self.options.chunk_bytes) {
             while !map.is_present(part) {
                 if let Some(absent) = self.wanted(chunk, part, whole) {
-                    self.fetch(chunk, absent, Priority::Demand).ended().await?;
+                    let fetch = self.fetch_for(chunk, absent, part);
+                    fetch.brought(|| map.is_present(part)).await?;
                 }
                 // Somebody may be writing there: what was fetched did not take its place.
                 self.store

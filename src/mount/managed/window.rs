@@ -2,15 +2,17 @@
 //!
 //! Bytes that sit in a link's queue delay a demand read, whatever its priority. So what the
 //! background has in flight is what the link can hold without a queue: the best delivery rate seen
-//! lately times the shortest time an answer took, and one chunk. At the start it doubles until the
+//! lately times the shortest time an answer took, and one piece. At the start it doubles until the
 //! rate no longer grows; later it asks for a little more from time to time, to notice a link that
 //! became faster, and lets the link run empty now and then, to see its shortest time again.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How many chunks may be in flight before anything is known.
-const START_CHUNKS: u64 = 4;
+/// How much may be in flight before anything is known, in bytes and at least in pieces, and in pieces
+/// when the link has run empty.
+const START_BYTES: u64 = 1 << 20;
+const START_PIECES: u64 = 4;
 
 /// The start ends when the rate has not grown by a quarter in as many rounds.
 const FULL_ROUNDS: u32 = 3;
@@ -45,7 +47,7 @@ pub(super) struct Sent {
 /// The window of one direction.
 #[derive(Debug)]
 pub(super) struct Window {
-    chunk_bytes: u64,
+    piece_bytes: u64,
     limit_bytes: u64,
     in_flight_bytes: u64,
     /// Without zeros.
@@ -74,11 +76,11 @@ struct Start {
 }
 
 impl Window {
-    /// A window for chunks of `chunk_bytes` that never holds more than `limit_bytes`.
-    pub(super) fn new(chunk_bytes: u64, limit_bytes: u64) -> Self {
+    /// A window for requests of `piece_bytes` that never holds more than `limit_bytes`.
+    pub(super) fn new(piece_bytes: u64, limit_bytes: u64) -> Self {
         Self {
-            chunk_bytes,
-            limit_bytes: limit_bytes.max(chunk_bytes),
+            piece_bytes,
+            limit_bytes: limit_bytes.max(piece_bytes),
             in_flight_bytes: 0,
             delivered_bytes: 0,
             dense: 1.0,
@@ -90,7 +92,7 @@ impl Window {
             shortest_since: None,
             drained_at: None,
             draining_until: None,
-            opened_bytes: START_CHUNKS * chunk_bytes,
+            opened_bytes: start_bytes(piece_bytes),
         }
     }
 
@@ -102,11 +104,11 @@ impl Window {
     /// How many bytes may be in flight.
     pub(super) fn size_bytes(&self, now: Instant) -> u64 {
         if self.draining_until.is_some_and(|until| now < until) {
-            return self.chunk_bytes;
+            return self.piece_bytes;
         }
         let more = self.dense.max(1.0 / ZEROS_GAIN).recip();
         let Some(held) = self.held_by_link() else {
-            let start = (START_CHUNKS * self.chunk_bytes) as f64;
+            let start = start_bytes(self.piece_bytes) as f64;
             return ((start * more) as u64).min(self.limit_bytes);
         };
         let gain = match &self.starting {
@@ -114,8 +116,8 @@ impl Window {
             None if self.round.is_multiple_of(PROBE_EVERY) => 1.25,
             None => 1.0,
         };
-        let size = (held * gain * more) as u64 + self.chunk_bytes;
-        let least = 2 * self.chunk_bytes;
+        let size = (held * gain * more) as u64 + self.piece_bytes;
+        let least = 2 * self.piece_bytes;
         size.min(self.opened_bytes)
             .clamp(least, self.limit_bytes.max(least))
     }
@@ -160,8 +162,8 @@ impl Window {
         let elapsed = now
             .saturating_duration_since(sent.at)
             .max(Duration::from_micros(1));
-        // Short answers say how far the other end is, not how long a chunk takes.
-        if data_bytes >= self.chunk_bytes / 2 && !self.was_away(elapsed) {
+        // Short answers say how far the other end is, not how long a piece takes.
+        if data_bytes >= self.piece_bytes / 2 && !self.was_away(elapsed) {
             self.note_time(elapsed, now);
         }
         let rate = (self.delivered_bytes - sent.delivered) as f64 / elapsed.as_secs_f64();
@@ -197,7 +199,7 @@ impl Window {
             self.shortest = self.shortest_since.take().or(self.shortest);
             self.drained_at = Some(now);
             self.draining_until = self.shortest.map(|shortest| now + 2 * shortest);
-            self.opened_bytes = START_CHUNKS * self.chunk_bytes;
+            self.opened_bytes = START_PIECES * self.piece_bytes;
         }
     }
 
@@ -232,11 +234,15 @@ impl Window {
     }
 }
 
+fn start_bytes(piece_bytes: u64) -> u64 {
+    START_BYTES.max(START_PIECES * piece_bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CHUNK: u64 = 256 << 10;
+    const PIECE: u64 = 64 << 10;
 
     /// A link with a rate and a round trip, and a queue without end.
     struct Link {
@@ -267,21 +273,21 @@ mod tests {
         let (mut bytes, mut longest) = (0, Duration::ZERO);
         let half = start + time / 2;
         while now < start + time {
-            while window.has_room(CHUNK, now) {
+            while window.has_room(PIECE, now) {
                 if now > half {
                     longest = longest.max(
                         link.free_at
                             .saturating_duration_since(now + link.round_trip / 2),
                     );
                 }
-                let sent = window.sent(CHUNK, now);
-                under_way.push_back((link.arrives_at(CHUNK, now), sent));
+                let sent = window.sent(PIECE, now);
+                under_way.push_back((link.arrives_at(PIECE, now), sent));
             }
             let (at, sent) = under_way.pop_front().expect("something is under way");
             now = at;
-            window.delivered(sent, CHUNK, now);
+            window.delivered(sent, PIECE, now);
             if now > half {
-                bytes += CHUNK;
+                bytes += PIECE;
             }
         }
         for (_, sent) in under_way {
@@ -291,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn it_fills_links_of_any_delay_and_queues_about_a_chunk() {
+    fn it_fills_links_of_any_delay_and_queues_about_a_piece() {
         for (mbit, rtt_ms) in [
             (100, 1),
             (1000, 0),
@@ -306,15 +312,15 @@ mod tests {
                 round_trip: Duration::from_millis(rtt_ms),
                 free_at: start,
             };
-            let mut window = Window::new(CHUNK, 256 << 20);
+            let mut window = Window::new(PIECE, 256 << 20);
             let (rate, longest) = fill(&mut window, &mut link, start, Duration::from_secs(40));
             let share = rate / link.bytes_a_second;
             assert!(
                 share > 0.9,
                 "{mbit} Mbit/s, {rtt_ms} ms: {share:.2} of the link"
             );
-            let chunk_time = CHUNK as f64 / link.bytes_a_second;
-            let allowed = 3.0 * chunk_time + 0.4 * (rtt_ms as f64 / 1000.0 + chunk_time);
+            let piece_time = PIECE as f64 / link.bytes_a_second;
+            let allowed = 3.0 * piece_time + 0.4 * (rtt_ms as f64 / 1000.0 + piece_time);
             assert!(
                 longest.as_secs_f64() <= allowed,
                 "{mbit} Mbit/s, {rtt_ms} ms: {longest:?} queued, {allowed:.4} s allowed"
@@ -325,7 +331,7 @@ mod tests {
     #[test]
     fn it_follows_a_link_that_becomes_faster_and_slower() {
         let mut now = Instant::now();
-        let mut window = Window::new(CHUNK, 256 << 20);
+        let mut window = Window::new(PIECE, 256 << 20);
         for mbit in [100.0, 1000.0, 50.0] {
             let mut link = Link {
                 bytes_a_second: mbit * 125_000.0,
@@ -348,16 +354,16 @@ mod tests {
             round_trip: Duration::from_millis(25),
             free_at: start,
         };
-        let mut window = Window::new(CHUNK, 256 << 20);
+        let mut window = Window::new(PIECE, 256 << 20);
         fill(&mut window, &mut link, start, Duration::from_secs(20));
         let mut now = start + Duration::from_secs(30);
         let before = window.size_bytes(now);
-        let sent: Vec<_> = (0..before / CHUNK)
-            .map(|_| window.sent(CHUNK, now))
+        let sent: Vec<_> = (0..before / PIECE)
+            .map(|_| window.sent(PIECE, now))
             .collect();
         now += Duration::from_secs(90);
         for sent in sent {
-            window.delivered(sent, CHUNK, now);
+            window.delivered(sent, PIECE, now);
         }
         let after = window.size_bytes(now);
         assert!(
@@ -376,7 +382,7 @@ mod tests {
             round_trip: Duration::from_millis(25),
             free_at: start,
         };
-        let mut window = Window::new(CHUNK, 256 << 20);
+        let mut window = Window::new(PIECE, 256 << 20);
         fill(&mut window, &mut link, start, Duration::from_secs(5));
         let usual = window.size_bytes(start + Duration::from_secs(6));
         let mut now = start + Duration::from_secs(6);
@@ -384,11 +390,11 @@ mod tests {
         for _ in 0..200 {
             // All of a round trip at once.
             let mut sent = Vec::new();
-            while window.has_room(CHUNK, now) {
-                sent.push(window.sent(CHUNK, now));
+            while window.has_room(PIECE, now) {
+                sent.push(window.sent(PIECE, now));
             }
             now += link.round_trip;
-            zeros += sent.len() as u64 * CHUNK;
+            zeros += sent.len() as u64 * PIECE;
             for sent in sent {
                 window.delivered(sent, 0, now);
             }
@@ -401,9 +407,9 @@ mod tests {
         let most = window.size_bytes(now);
         assert!(most <= 5 * usual, "{usual} bytes before, {most} after");
         for _ in 0..8 {
-            let sent = window.sent(CHUNK, now);
+            let sent = window.sent(PIECE, now);
             now += link.round_trip;
-            window.delivered(sent, CHUNK, now);
+            window.delivered(sent, PIECE, now);
         }
         let after = window.size_bytes(now);
         assert!(
@@ -415,13 +421,13 @@ mod tests {
     #[test]
     fn one_request_goes_whatever_its_size_and_the_limit_holds() {
         let now = Instant::now();
-        let mut window = Window::new(CHUNK, 2 * CHUNK);
-        assert!(window.has_room(100 * CHUNK, now));
-        let first = window.sent(CHUNK, now);
-        assert!(window.has_room(CHUNK, now));
-        let _second = window.sent(CHUNK, now);
-        assert!(!window.has_room(CHUNK, now));
+        let mut window = Window::new(PIECE, 2 * PIECE);
+        assert!(window.has_room(100 * PIECE, now));
+        let first = window.sent(PIECE, now);
+        assert!(window.has_room(PIECE, now));
+        let _second = window.sent(PIECE, now);
+        assert!(!window.has_room(PIECE, now));
         window.lost(first);
-        assert!(window.has_room(CHUNK, now));
+        assert!(window.has_room(PIECE, now));
     }
 }
