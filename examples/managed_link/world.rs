@@ -116,7 +116,7 @@ impl World {
             size_bytes_max: u64::MAX,
             discard_dirty: false,
         };
-        let opening = origin::open(self.ticket.clone(), RemoteOptions::default(), &store);
+        let opening = origin::open(self.ticket.clone(), remote_options(), &store);
         let (remote, cache) = self.client.block_on(opening)?;
         let resource = resource(&remote)?;
         let _guard = self.client.enter();
@@ -132,7 +132,7 @@ impl World {
 
     /// A direct mount.
     pub(crate) fn direct(&self) -> Result<Mounted<'_>> {
-        let opening = Remote::connect(self.ticket.clone(), RemoteOptions::default());
+        let opening = Remote::connect(self.ticket.clone(), remote_options());
         let remote = self.client.block_on(opening)?;
         let resource = resource(&remote)?;
         let _guard = self.client.enter();
@@ -202,6 +202,14 @@ impl Mounted<'_> {
 fn resource(remote: &Arc<Remote>) -> Result<Resource> {
     let options = OpenOptions::default();
     Ok(Resource::remote("noise", Arc::clone(remote) as _, options)?)
+}
+
+/// The mount before may have ended with writes that nobody wants any more.
+fn remote_options() -> RemoteOptions {
+    RemoteOptions {
+        takeover: true,
+        ..RemoteOptions::default()
+    }
 }
 
 fn runtime() -> std::io::Result<Runtime> {
