@@ -15,10 +15,16 @@ use super::world::World;
 const BLOCK: u64 = 4096;
 const SEQUENTIAL: u64 = 128 << 10;
 
+/// The part of the volume, at its end, in which single reads are: a pull does not come there.
+const READ_PART: u64 = 4;
+
 /// How much of the volume is written to.
 const WRITTEN_BYTES: u64 = 64 << 20;
 
-/// How many reads of a chunk each, at most, and how long they may take.
+/// How long a pull goes on before reads beside it are measured.
+const PULL_BEGINS: Duration = Duration::from_millis(1500);
+
+/// How many reads there are in a row, at most, each of another chunk.
 const READS_MAX: usize = 300;
 
 /// A measurement.
@@ -45,8 +51,8 @@ impl Case {
         match self {
             Self::Open => open(world, rounds),
             Self::Pull => pull(world, rounds, time),
-            Self::Demand => demand(world, time),
-            Self::Write => write(world, time),
+            Self::Demand => demand(world, rounds, time),
+            Self::Write => write(world, rounds, time),
             Self::Sequential => sequential(world, time),
         }
     }
@@ -127,43 +133,50 @@ fn is_local(mount: &blockferry::mount::managed::ManagedMount) -> bool {
     status.local_bytes == status.size_bytes
 }
 
-/// One read at a time, each of another chunk, in the second half of the volume.
-fn demand(world: &World, time: Duration) -> Result<Value> {
-    let mut idle = world.managed(quiet())?;
-    let alone = reads(world, &mut idle.queue, time)?;
-    idle.end()?;
-    let mut pulling = world.managed(ManagedOptions::default())?;
-    std::thread::sleep(time / 2);
-    let before = (Instant::now(), pulling.managed()?.status().local_bytes);
-    let beside = reads(world, &mut pulling.queue, time)?;
-    let local_bytes = pulling.managed()?.status().local_bytes;
-    let rate = (local_bytes - before.1) as f64 / before.0.elapsed().as_secs_f64();
-    let finished = is_local(pulling.managed()?);
-    pulling.end()?;
-    let mut direct = world.direct()?;
-    let directly = reads(world, &mut direct.queue, time)?;
-    direct.end()?;
-    let chunk_ms = world
-        .link
-        .down
-        .rate_bits_per_s
-        .map(|rate| CHUNK_BYTES_DEFAULT as f64 * 8e3 / rate as f64);
+/// One read at a time, each of another chunk: with nothing else under way, once more, beside a pull at
+/// full speed, and by a direct mount. The rounds take turns and are taken together.
+fn demand(world: &World, rounds: usize, time: Duration) -> Result<Value> {
+    let (mut alone, mut again, mut beside) = (Done::default(), Done::default(), Done::default());
+    let (mut directly, mut rates, mut ended) = (Done::default(), Vec::new(), false);
+    for _ in 0..rounds {
+        let mut idle = world.managed(quiet())?;
+        let first = reads(world, &mut idle.queue, READS_MAX, time)?;
+        again.add(reads(world, &mut idle.queue, first.times.len(), time)?);
+        alone.add(first);
+        idle.end()?;
+
+        let mut pulling = world.managed(ManagedOptions::default())?;
+        // Beyond the start, in which the rate of the link has to be found out.
+        std::thread::sleep(PULL_BEGINS);
+        let (since, before) = (Instant::now(), pulling.managed()?.status().local_bytes);
+        beside.add(reads(world, &mut pulling.queue, READS_MAX, time)?);
+        let local_bytes = pulling.managed()?.status().local_bytes;
+        rates.push((local_bytes - before) as f64 / since.elapsed().as_secs_f64());
+        ended |= local_bytes >= world.len_bytes / READ_PART * (READ_PART - 1);
+        pulling.end()?;
+
+        let mut direct = world.direct()?;
+        directly.add(reads(world, &mut direct.queue, READS_MAX, time)?);
+        direct.end()?;
+    }
+    let rate = world.link.down.rate_bits_per_s;
+    let chunk_ms = rate.map(|rate| CHUNK_BYTES_DEFAULT as f64 * 8e3 / rate as f64);
     Ok(json!({
-        "idle": times(&alone), "pulling": times(&beside), "direct": times(&directly),
-        "rate_meanwhile": rate, "pull_ended": finished, "chunk_ms": chunk_ms,
+        "idle": times(&alone), "again": times(&again), "pulling": times(&beside), "direct": times(&directly),
+        "pull_bytes_a_second": rates, "pull_came_there": ended, "chunk_ms": chunk_ms,
     }))
 }
 
-fn reads(world: &World, queue: &mut Queue, time: Duration) -> Result<Done> {
-    let chunks = world.len_bytes / CHUNK_BYTES_DEFAULT / 2;
-    let order = Dice(7).shuffled(chunks);
-    let mut next = order.into_iter().take(READS_MAX);
+fn reads(world: &World, queue: &mut Queue, most: usize, time: Duration) -> Result<Done> {
+    let chunks = world.len_bytes / CHUNK_BYTES_DEFAULT;
+    let part = chunks / READ_PART;
+    let mut next = Dice(7).shuffled(part).into_iter().take(most);
     let end = Instant::now() + time;
     let blocks = CHUNK_BYTES_DEFAULT / BLOCK;
     let mut dice = Dice(3);
     queue.keep_busy(1, || {
         let chunk = next.next().filter(|_| Instant::now() < end)?;
-        let block = (chunks + chunk) * blocks + dice.below(blocks);
+        let block = (chunks - part + chunk) * blocks + dice.below(blocks);
         Some(Request::new(Op::Read, ByteOffset(block * BLOCK), BLOCK))
     })
 }
@@ -176,18 +189,29 @@ fn times(done: &Done) -> Value {
     })
 }
 
-/// Blocks that are not here, at random places, pushed as usual; the same blocks of a direct mount.
-fn write(world: &World, time: Duration) -> Result<Value> {
+/// Blocks that are not here, at random places: of a mount that pushes them all the time, and of one
+/// where they stay; and of a direct mount.
+fn write(world: &World, rounds: usize, time: Duration) -> Result<Value> {
+    let time = time / 3;
     let mut result = serde_json::Map::new();
     for depth in [1, DEPTH] {
-        let mut mounted = world.managed(quiet())?;
-        let done = writes(&mut mounted.queue, depth, time)?;
-        mounted.end()?;
-        result.insert(format!("managed_{depth}"), written(&done));
-        let mut mounted = world.direct()?;
-        let done = writes(&mut mounted.queue, depth, time / 2)?;
-        mounted.end()?;
-        result.insert(format!("direct_{depth}"), written(&done));
+        let (mut pushed, mut kept, mut directly) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            for (push, done) in [(true, &mut pushed), (false, &mut kept)] {
+                let mut mounted = world.managed(ManagedOptions {
+                    push,
+                    push_interval: time / 8,
+                    ..quiet()
+                })?;
+                done.push(written(&writes(&mut mounted.queue, depth, time)?));
+                mounted.end()?;
+            }
+            let mut mounted = world.direct()?;
+            directly.push(written(&writes(&mut mounted.queue, depth, time / 2)?));
+            mounted.end()?;
+        }
+        let all = json!({ "pushed": pushed, "kept": kept, "direct": directly });
+        result.insert(format!("depth_{depth}"), all);
     }
     Ok(result.into())
 }

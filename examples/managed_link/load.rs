@@ -41,6 +41,13 @@ impl Done {
         times.get(at).map_or(0.0, |time| time.as_secs_f64() * 1e6)
     }
 
+    /// Takes another load's requests as its own.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.times.extend(other.times);
+        self.bytes += other.bytes;
+        self.elapsed += other.elapsed;
+    }
+
     pub(crate) fn bytes_a_second(&self) -> f64 {
         self.bytes as f64 / self.elapsed.as_secs_f64()
     }

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from kit import machine, plot
+from kit import lines, machine, plot
 
 
 class Report:
@@ -35,6 +35,12 @@ class Report:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{self.name}.svg").write_text(plot.draw(self.title, subtitle, panels, columns))
         self.parts.append(f"![{self.title}]({self.name}.svg)")
+
+    def lines(self, name, subtitle, axis, places, panels, title=None):
+        """A picture of lines over an axis."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{name}.svg").write_text(lines.draw(title or self.title, subtitle, axis, places, panels))
+        self.parts.append(f"![{title or self.title}]({name}.svg)")
 
     def facts(self, facts):
         """Where and with what it was measured."""
