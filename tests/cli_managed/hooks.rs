@@ -119,12 +119,11 @@ fn what_was_touched_first_is_recorded_and_pulled_first_the_next_time() {
     host.succeeds(&["stop", "disk"]);
     assert_eq!(mount.ended(), Some(0));
     let recorded = fs::read_to_string(&heat).unwrap();
-    let mut lines = recorded.lines().filter(|line| !line.starts_with('#'));
-    for (offset, len) in [(40, 1), (7, 2), (21, 1)] {
-        assert_eq!(
-            lines.next().unwrap(),
-            format!("{} {}", offset * CHUNK, len * CHUNK)
-        );
+    let lines: Vec<_> = recorded.lines().filter(|it| !it.starts_with('#')).collect();
+    // The kernel may have looked for partitions before.
+    let scanned = usize::from(lines[0].starts_with("0 "));
+    for (line, (offset, len)) in lines[scanned..].iter().zip([(40, 1), (7, 2), (21, 1)]) {
+        assert_eq!(*line, format!("{} {}", offset * CHUNK, len * CHUNK));
     }
 
     let command = format!("exec cat >{told}");
@@ -140,7 +139,7 @@ fn what_was_touched_first_is_recorded_and_pulled_first_the_next_time() {
     host.succeeds(&["stop", "disk"]);
     assert_eq!(mount.ended(), Some(0));
     let told = fs::read_to_string(&told).unwrap();
-    let first: Vec<String> = told.lines().take(4).map(str::to_owned).collect();
+    let first: Vec<_> = told.lines().skip(scanned).take(4).collect();
     let expected = [40, 7, 8, 21].map(|chunk| format!("{} {CHUNK}", chunk * CHUNK));
     assert_eq!(first, expected);
 }

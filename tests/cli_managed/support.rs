@@ -216,6 +216,14 @@ impl Host {
         });
     }
 
+    /// The rest of a chunk comes after what was read of it.
+    pub(crate) fn until_whole_chunks(&self) {
+        until("whole chunks are local", || {
+            let local = self.number("local_bytes");
+            local > 0 && local.is_multiple_of(CHUNK)
+        });
+    }
+
     pub(crate) fn until_clean(&self) {
         until("nothing is dirty", || self.number("dirty_bytes") == 0);
     }

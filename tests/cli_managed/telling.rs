@@ -13,11 +13,7 @@ fn status_tells_what_is_local_dirty_and_missed_and_the_map_where() {
     .concat();
     let mount = host.mount(&args);
     assert_eq!(mount.read(4 * CHUNK, 4096), pattern(4 * CHUNK, 4096, 0));
-    // The rest of a chunk comes after what was read of it.
-    until("whole chunks are local", || {
-        let local = host.number("local_bytes");
-        local > 0 && local % CHUNK == 0
-    });
+    host.until_whole_chunks();
     let before = host.managed();
     mount.write(8 * CHUNK, &pattern(0, 2 * CHUNK as usize, 1));
     let managed = host.managed();
