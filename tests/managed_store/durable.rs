@@ -3,10 +3,10 @@
 use std::fs;
 
 use blockferry::volume::cache::FoundState;
-use blockferry::volume::{Errno, Request, Tag};
+use blockferry::volume::{Durability, Errno, Request, Tag};
 
 use super::engine_support::{DEPTH, Rig};
-use super::managed_support::{BLOCK, World, flush, write};
+use super::managed_support::{BLOCK, World, flush, until, write};
 use super::tmpfs::FailingDisk;
 use super::{numbered, turn};
 
@@ -82,7 +82,11 @@ fn a_disk_that_fails_a_sync_fails_every_later_flush_and_the_origin_still_gets_ev
         assert_eq!(rig.run(fua), Err(Errno::EIO));
         assert!(mount.status().store_failures > 0);
         assert_eq!(mount.dirty_bytes(), 4096 * BLOCK);
-        world.run(mount.sync()).expect("it is in memory yet");
+        let error = world
+            .run(mount.sync())
+            .expect_err("a power cut would undo it");
+        assert!(error.to_string().contains("cache drop"), "{error}");
+        // But it is in memory yet.
         assert_eq!(world.origin.durable(0, 1), [2]);
         assert_eq!(world.origin.durable(4095 * BLOCK, 1), [1]);
         world
@@ -119,5 +123,50 @@ fn a_sync_of_the_store_that_failed_is_on_record_before_anybody_is_told() {
         let mount = world.mount_cache(cache, world.options.clone());
         assert_eq!(mount.dirty_bytes(), BLOCK);
         assert_eq!(Rig::of(&mount).run(flush()), Ok(()));
+    }
+}
+
+#[test]
+fn what_the_origin_has_flushed_is_not_undone_by_older_bytes_after_a_power_cut() {
+    let _turn = turn();
+    for (durability, rings) in [
+        (Durability::Remote, true),
+        (Durability::Remote, false),
+        (Durability::None, true),
+    ] {
+        let Some(disk) = FailingDisk::new() else {
+            return;
+        };
+        let mut world = World::new(numbered(BLOCKS));
+        world.store = Some(disk.path.join("cache"));
+        world.options.durability = durability;
+        world.options.push = true;
+        world.rings = rings;
+        // Written bytes stay in memory until somebody syncs.
+        world.direct = false;
+        let mount = world.mount();
+        let mut rig = Rig::of(&mount);
+        assert_eq!(rig.put(0, BLOCK, 1), Ok(()));
+        world.run(mount.checkpoint()).expect("made durable");
+        assert_eq!(rig.put(0, BLOCK, 2), Ok(()));
+        if durability == Durability::Remote {
+            assert_eq!(rig.run(flush()), Ok(()));
+        } else {
+            world.run(mount.sync()).expect("synced");
+        }
+        assert_eq!(world.origin.durable(0, 1), [2]);
+        let Some(after) = disk.after_a_power_cut() else {
+            return;
+        };
+        drop((mount, rig));
+        until("its store is closed", || {
+            fs::remove_dir_all(world.run_path()).is_ok()
+        });
+        world.store = Some(after.path.join("cache"));
+        let mount = world.mount();
+        assert_eq!(Rig::of(&mount).get(0, 1), [2], "{durability:?}");
+        world.run(mount.sync()).expect("synced");
+        assert_eq!(world.origin.durable(0, 1), [2], "{durability:?}");
+        world.run(mount.finish()).expect("finished");
     }
 }

@@ -62,15 +62,38 @@ pub(crate) struct FailingDisk {
 impl FailingDisk {
     /// `None`, after it said why, where it cannot be made.
     pub(crate) fn new() -> Option<Self> {
+        Self::with_blocks_of(4096)
+    }
+
+    /// The same with another block of the file system.
+    pub(crate) fn with_blocks_of(bytes: u32) -> Option<Self> {
         let tmpfs = Tmpfs::new(32 << 20)?;
         let image = tmpfs.path.join("image");
         let file = fs::File::create(&image).expect("made");
         file.set_len(256 << 20).expect("sized");
-        let path = tmpfs.path.join("disk");
+        let size = bytes.to_string();
+        let options = ["-q".as_ref(), "-F".as_ref(), "-b".as_ref(), size.as_ref()];
+        let made = run("mkfs.ext4", &[&options[..], &[image.as_ref()]].concat());
+        Self::mounted(tmpfs, made)
+    }
+
+    /// The disk as the machine would find it if its power were cut now.
+    pub(crate) fn after_a_power_cut(&self) -> Option<Self> {
+        let tmpfs = Tmpfs::new(32 << 20)?;
+        let (from, to) = (self.tmpfs.path.join("image"), tmpfs.path.join("image"));
+        let copied = run(
+            "cp",
+            &["--sparse=always".as_ref(), from.as_ref(), to.as_ref()],
+        );
+        Self::mounted(tmpfs, copied)
+    }
+
+    fn mounted(tmpfs: Tmpfs, made: Result<(), String>) -> Option<Self> {
+        let (image, path) = (tmpfs.path.join("image"), tmpfs.path.join("disk"));
         fs::create_dir(&path).expect("made");
-        let made = run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_ref()])
-            .and_then(|()| run("mount", &["-oloop".as_ref(), image.as_ref(), path.as_ref()]));
-        match made {
+        let mounted =
+            made.and_then(|()| run("mount", &["-oloop".as_ref(), image.as_ref(), path.as_ref()]));
+        match mounted {
             Ok(()) => Some(Self { path, tmpfs }),
             Err(why) => {
                 eprintln!("skipped: no file system can be made on a file here: {why}");

@@ -1,6 +1,7 @@
 //! When the store is made durable: for those who ask, together where they can be, and unasked, so that
 //! a power cut costs little of what was pulled.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,6 +38,18 @@ impl Shared {
             .map_err(|error| self.store_failed("checkpoint", 0, 0, &error))?;
         *succeeded = number;
         Ok(())
+    }
+
+    /// Makes the bytes of the store durable that were written before. What the origin was told to keep
+    /// would otherwise be overwritten there after a power cut, by what this disk had before.
+    pub(super) async fn sync_store(&self) -> io::Result<()> {
+        let checkpointer = Arc::clone(&self.checkpointer);
+        self.tasks
+            .blocking(move || checkpointer.sync_data())
+            .await
+            .inspect_err(|error| {
+                let _ = self.store_failed("sync", 0, 0, error);
+            })
     }
 }
 

@@ -255,6 +255,14 @@ impl ManagedMount {
             .sweep_all()
             .await
             .context_io(|| "cannot make local writes durable at the origin")?;
+        shared.sync_store().await.context_io(|| {
+            let path = self.cache.path().display();
+            format!(
+                "the origin has all local writes, but the disk of the local store fails: after a crash old \
+                 bytes would take their place. Stop this mount and give the store up with `blockferry cache \
+                 drop {path} --discard-dirty` before the next one"
+            )
+        })?;
         if let Some(hook) = shared.options.hooks.after_sync.clone() {
             let pushed = shared.counters.pushed_bytes.load(Ordering::Relaxed) - pushed_before;
             shared

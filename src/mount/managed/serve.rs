@@ -207,12 +207,12 @@ impl Shared {
                     .await
             }
             Durability::Remote => {
-                let sweep = async {
-                    self.sweep_all()
-                        .await
-                        .map_err(|error| self.failed("flush", 0, 0, &error))
+                let flushed = async {
+                    let (swept, synced) = tokio::join!(self.sweep_all(), self.sync_store());
+                    swept.map_err(|error| self.failed("flush", 0, 0, &error))?;
+                    synced.map_err(Errno::from)
                 };
-                self.in_time(serving, sweep).await
+                self.in_time(serving, flushed).await
             }
         }
     }

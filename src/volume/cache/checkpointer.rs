@@ -112,14 +112,24 @@ impl Checkpointer {
     /// # Errors
     /// As [`checkpoint`](Self::checkpoint).
     pub fn checkpoint_in_background(&self) -> io::Result<()> {
-        if self.inner.durable.is_some()
-            && let Err(error) = self.inner.data.sync_data()
-        {
-            return self
-                .inner
-                .with_durable(|_, _| Err(CommitError::Sync(error)));
-        }
+        self.sync_data()?;
         self.checkpoint()
+    }
+
+    /// Makes the bytes durable that were written before, but not which blocks are present. For bytes
+    /// that the origin has made durable, too: a block that the last checkpoint has as present comes
+    /// back after a power cut, as dirty, and must not come back with older bytes.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn sync_data(&self) -> io::Result<()> {
+        if self.inner.durable.is_none() {
+            return Ok(());
+        }
+        self.inner.data.sync_data().or_else(|error| {
+            self.inner
+                .with_durable(|_, _| Err(CommitError::Sync(error)))
+        })
     }
 
     /// Withdraws the write intents of regions in which everything reached the origin, so that a
