@@ -1,12 +1,13 @@
 //! Flushes of the local store.
 
 use std::fs;
+use std::time::Duration;
 
 use blockferry::volume::cache::FoundState;
-use blockferry::volume::{Durability, Errno, Request, Tag};
+use blockferry::volume::{Durability, Errno, Op, Request, Tag};
 
 use super::engine_support::{DEPTH, Rig};
-use super::managed_support::{BLOCK, World, flush, until, write};
+use super::managed_support::{BLOCK, Plan, Trouble, World, discard, flush, until, write};
 use super::tmpfs::FailingDisk;
 use super::{numbered, turn};
 
@@ -169,4 +170,34 @@ fn what_the_origin_has_flushed_is_not_undone_by_older_bytes_after_a_power_cut() 
         assert_eq!(world.origin.durable(0, 1), [2], "{durability:?}");
         world.run(mount.finish()).expect("finished");
     }
+}
+
+#[test]
+fn bytes_reach_the_origin_from_a_file_system_with_blocks_below_ours() {
+    let _turn = turn();
+    let Some(disk) = FailingDisk::with_blocks_of(1024) else {
+        return;
+    };
+    let mut world = World::new(numbered(BLOCKS));
+    world.store = Some(disk.path.join("cache"));
+    let mount = world.mount();
+    let mut rig = Rig::of(&mount);
+    assert_eq!(rig.run(discard(0, BLOCKS * BLOCK)), Ok(()));
+    // The file system has nothing of the block but this.
+    assert_eq!(rig.put(8 * BLOCK + 1024, 1024, 7), Ok(()));
+    assert_eq!(rig.run(flush()), Ok(()));
+    // All is here and dirty, and that is all that is known.
+    drop((mount, rig));
+    fs::remove_dir_all(world.run_path()).expect("removed");
+    let mount = world.mount();
+    // Whatever goes as zeros arrives last.
+    world.origin.plan(Plan::always(
+        Op::WriteZeroes,
+        Trouble::Delay(Duration::from_millis(200)),
+    ));
+    world.run(mount.sync()).expect("synced");
+    assert_eq!(world.origin.durable(8 * BLOCK, 1), [0]);
+    assert_eq!(world.origin.durable(8 * BLOCK + 1024, 1024), [7; 1024]);
+    assert_eq!(world.origin.durable(8 * BLOCK + 2048, 1), [0]);
+    world.run(mount.finish()).expect("finished");
 }

@@ -1,6 +1,7 @@
 //! One batch of a sweep: dirty blocks are sent, and a flush of the origin covers them.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -72,7 +73,7 @@ impl Shared {
     async fn stored_parts(
         self: &Arc<Self>,
         run: BlockRange,
-    ) -> io::Result<impl Iterator<Item = (bool, BlockRange)> + use<>> {
+    ) -> io::Result<Vec<(bool, BlockRange)>> {
         let shared = Arc::clone(self);
         let (start, end) = (run.first.start().0, run.end.start().0);
         let extents = self
@@ -82,11 +83,8 @@ impl Shared {
             .inspect_err(|error| {
                 let _ = self.store_failed("map of holes", start, (end - start) as usize, error);
             })?;
-        Ok(extents.into_iter().map(|extent| {
-            let len = extent.range.end - extent.range.start;
-            let blocks = BlockRange::touched(ByteOffset(extent.range.start), len);
-            (!extent.data, blocks)
-        }))
+        let holes = extents.into_iter().filter(|extent| !extent.data);
+        Ok(by_holes(run, holes.map(|hole| hole.range)))
     }
 
     async fn send_piece(self: Arc<Self>, run: BlockRange, priority: Priority) -> io::Result<()> {
@@ -132,6 +130,26 @@ impl Shared {
         self.deadline.answered();
         Ok(())
     }
+}
+
+/// Splits a run of blocks into those that lie in a hole as a whole, and others. Blocks of a file system
+/// may be smaller than ours: then a block may have bytes between holes.
+fn by_holes(run: BlockRange, holes: impl Iterator<Item = Range<u64>>) -> Vec<(bool, BlockRange)> {
+    let mut parts = Vec::new();
+    let mut rest = run;
+    for hole in holes {
+        let hole = BlockRange::inside(ByteOffset(hole.start), hole.end - hole.start);
+        let hole = hole.intersection(rest);
+        if hole.is_empty() {
+            continue;
+        }
+        let before = rest.take(hole.first.0 - rest.first.0);
+        let hole = rest.take(hole.len());
+        parts.extend([(false, before), (true, hole)]);
+    }
+    parts.push((false, rest));
+    parts.retain(|(_, part)| !part.is_empty());
+    parts
 }
 
 /// Splits whole blocks into those that go as zeros, which take no space at the origin, and those that
@@ -294,6 +312,28 @@ impl Drop for Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_with_bytes_between_holes_goes_once_and_as_bytes() {
+        let holes = [(0, 9), (10, 20), (24, 28), (31, 64)];
+        let holes = holes.map(|(from, to)| from * 1024..to * 1024);
+        let parts: Vec<_> = by_holes(BlockRange::new(1, 12), holes.into_iter())
+            .into_iter()
+            .map(|(hole, part)| (hole, part.first.0, part.end.0))
+            .collect();
+        assert_eq!(
+            parts,
+            [
+                (true, 1, 2),
+                (false, 2, 3),
+                (true, 3, 5),
+                (false, 5, 6),
+                (true, 6, 7),
+                (false, 7, 8),
+                (true, 8, 12)
+            ]
+        );
+    }
 
     #[test]
     fn long_runs_of_zeros_go_as_such_and_nothing_is_left_out() {
