@@ -126,3 +126,31 @@ fn without_a_cache_a_fenced_writer_stops_when_it_is_told_to_give_up() {
     host.succeeds(&["stop", "other"]);
     assert!(host.stores().is_empty(), "{:?}", host.stores());
 }
+
+#[test]
+fn a_copy_of_a_store_stays_refused_however_often_it_is_tried() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let (cache, copy) = (host.text("cache"), host.text("copy"));
+    let mut mount = host.mount(&["--cache", &cache, "--push", "off"]);
+    mount.write(0, &pattern(0, 4096, 1));
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    let copied = std::process::Command::new("cp")
+        .args(["-a", &cache, &copy])
+        .status();
+    assert!(copied.unwrap().success());
+    // The store itself goes on.
+    let mount = host.mount(&["--cache", &cache]);
+    mount.write(0, &pattern(0, 4096, 2));
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(host.at_origin(0, 4096), pattern(0, 4096, 2));
+    let ticket = host.ticket();
+    for why in ["copied or restored", "refused it before"] {
+        let again = ["mount", &ticket, "--device", "fuse", "--cache", &copy];
+        host.fails(&again, &["were not sent", why, "--discard-dirty"]);
+    }
+    assert_eq!(host.at_origin(0, 4096), pattern(0, 4096, 2));
+    let mount = host.mount(&["--cache", &copy, "--discard-dirty"]);
+    assert_eq!(mount.read(0, 4096), pattern(0, 4096, 2));
+}

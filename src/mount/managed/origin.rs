@@ -145,11 +145,20 @@ async fn go_on(
 ) -> Result<Option<(Arc<Remote>, OpenedCache)>> {
     let dirty_bytes = cache.found.held.dirty_bytes;
     if remote.read_only && dirty_bytes > 0 {
-        return Err(unsent(
-            &cache.directory,
-            dirty_bytes,
-            "it is mounted read-only",
+        let path = cache.directory.path().display();
+        return Err(Error::new(
+            ErrorKind::Dirty,
+            format!(
+                "the local store in {path} has {} that were not sent to {}: mount it without --read-only to \
+                 send them, or give them up with `blockferry cache drop {path} --discard-dirty`",
+                format_size(dirty_bytes),
+                cache.directory.origin_name()
+            ),
         ));
+    }
+    if cache.directory.is_fenced() {
+        let why = "the server has refused it before, as the volume was written since by others";
+        return given_up(store, &cache, why);
     }
     let epoch = cache.directory.epoch();
     let options = RemoteOptions {
@@ -161,14 +170,10 @@ async fn go_on(
     let remote = match Remote::connect(target.clone(), options).await {
         Ok(remote) => remote,
         Err(error) if matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Replaced) => {
-            if dirty_bytes > 0 && !store.discard_dirty {
-                return Err(unsent(&cache.directory, dirty_bytes, &error.chain()));
+            if error.kind() == ErrorKind::Fenced {
+                cache.directory.fence()?;
             }
-            tracing::warn!(
-                store = %store.path.display(), dropped_dirty_bytes = dirty_bytes,
-                why = error.chain(), "the local store is dropped"
-            );
-            return Ok(None);
+            return given_up(store, &cache, &error.chain());
         }
         Err(error) => return Err(error),
     };
@@ -184,6 +189,19 @@ async fn go_on(
     };
     note_source(&remote, &cache)?;
     Ok(Some((remote, cache)))
+}
+
+/// Nothing of a store counts any more: gives it up, unless it has local writes.
+fn given_up<T>(store: &StoreOptions, cache: &OpenedCache, why: &str) -> Result<Option<T>> {
+    let dirty_bytes = cache.found.held.dirty_bytes;
+    if dirty_bytes > 0 && !store.discard_dirty {
+        return Err(unsent(&cache.directory, dirty_bytes, why));
+    }
+    tracing::warn!(
+        store = %store.path.display(), dropped_dirty_bytes = dirty_bytes, why,
+        "the local store is dropped"
+    );
+    Ok(None)
 }
 
 /// Whether nobody else can have written the volume since the store was in use.

@@ -83,6 +83,22 @@ impl CacheDirectory {
         })
     }
 
+    /// Whether the origin has shut the store out.
+    pub fn is_fenced(&self) -> bool {
+        self.meta().get().fenced
+    }
+
+    /// Notes durably that the origin has shut the store out: with each opening that is tried it looks
+    /// later than the store that it is a copy of.
+    ///
+    /// # Errors
+    /// What the operating system reports.
+    pub fn fence(&self) -> Result<()> {
+        self.meta()
+            .change(|meta| meta.fenced = true)
+            .context_io(|| format!("cannot write to the cache in {}", self.path().display()))
+    }
+
     /// What the origin was called when the store was made.
     pub fn origin_name(&self) -> String {
         self.meta().get().origin_name.clone()

@@ -6,7 +6,8 @@
 //! | 8–9 | version |
 //! | 10 | 1 being made, 2 in use |
 //! | 11 | 0 gone with the machine's memory, 1 on a disk |
-//! | 12–15 | 0 |
+//! | 12 | 1: the origin has shut it out for good |
+//! | 13–15 | 0 |
 //! | 16–31 | the store's UUID |
 //! | 32–47 | identity of the origin |
 //! | 48–55 | size of the resource in bytes |
@@ -50,6 +51,8 @@ pub(super) struct Meta {
     /// The files are not all there yet, and nothing is in them.
     pub(super) making: bool,
     pub(super) persistent: bool,
+    /// The origin has shut the store out: it is never asked again on its behalf.
+    pub(super) fenced: bool,
     pub(super) store: [u8; 16],
     pub(super) identity: [u8; 16],
     pub(super) size_bytes: u64,
@@ -70,6 +73,7 @@ impl Meta {
         Ok(Self {
             making: true,
             persistent,
+            fenced: false,
             store: instance::fresh()?,
             identity: [0; 16],
             size_bytes: 0,
@@ -89,7 +93,7 @@ impl Meta {
         to.put(MAGIC);
         to.put(&FORMAT_VERSION.to_le_bytes());
         to.put(&[if self.making { 1 } else { 2 }, self.persistent.into()]);
-        to.put(&[0; 4]);
+        to.put(&[self.fenced.into(), 0, 0, 0]);
         to.put(&self.store);
         to.put(&self.identity);
         for number in [
@@ -132,7 +136,7 @@ impl Meta {
             return Err(damaged("does not match its checksum".to_owned()));
         }
         let [phase, persistent] = from.take();
-        let _zeros: [u8; 4] = from.take();
+        let [fenced, _, _, _] = from.take();
         let store = from.take();
         let identity = from.take();
         let mut number = || u64::from_le_bytes(from.take());
@@ -143,6 +147,7 @@ impl Meta {
         Ok(Self {
             making: phase == 1,
             persistent: persistent != 0,
+            fenced: fenced != 0,
             store,
             identity,
             size_bytes,
