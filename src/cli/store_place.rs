@@ -1,7 +1,8 @@
 //! Where the local store of a managed mount is, unless the user says so.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
@@ -47,9 +48,8 @@ pub(super) fn choose(args: &ManagedArgs, resource: &str) -> Result<StorePlace> {
     let root = if persistent {
         cache_home()?
     } else {
-        memory_home()
+        memory_home()?
     };
-    make_private(&root)?;
     let name = name_of(resource);
     for number in 1..=STORES_MAX {
         let path = match number {
@@ -146,17 +146,26 @@ fn cache_home() -> Result<PathBuf> {
         })
 }
 
-fn memory_home() -> PathBuf {
-    PathBuf::from(format!("/dev/shm/blockferry-{}", geteuid()))
-}
-
-/// Makes a directory that is for this user alone.
-fn make_private(path: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .context_io(|| format!("cannot make {}", path.display()))
+/// Anybody may make a directory there, so it has to be ours alone.
+fn memory_home() -> Result<PathBuf> {
+    let path = PathBuf::from(format!("/dev/shm/blockferry-{}", geteuid()));
+    let cannot = || format!("cannot make {}", path.display());
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.context_io(cannot)?,
+    }
+    let found = fs::symlink_metadata(&path).context_io(cannot)?;
+    if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(Error::new(
+            ErrorKind::PermissionDenied,
+            format!(
+                "{} is not a directory of yours that others cannot write: remove it, or keep the local store on \
+                 a disk with --store disk",
+                path.display()
+            ),
+        ));
+    }
+    Ok(path)
 }
 
 /// A name for a directory that tells whose store it is.
