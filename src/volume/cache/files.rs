@@ -167,17 +167,9 @@ pub(super) struct OsDirectory {
 }
 
 impl OsDirectory {
-    /// Makes the directory, durably and for its owner alone, unless it is there.
+    /// Makes the directory, durably and for its owner alone, unless it is there; and those above it.
     pub(super) fn make(path: &Path) -> io::Result<Self> {
-        if !path.is_dir() {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)?;
-            if let Some(parent) = path.parent().filter(|parent| *parent != Path::new("")) {
-                File::open(parent)?.sync_all()?;
-            }
-        }
+        make_durable(path)?;
         Ok(Self::at(path))
     }
 
@@ -199,6 +191,27 @@ impl OsDirectory {
             .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
             .open(self.path.join(name))
     }
+}
+
+/// Makes a directory with those above it. A flush says little if the power cut takes the folder with it.
+fn make_durable(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = match path.parent() {
+        Some(above) if above == Path::new("") => Path::new("."),
+        Some(above) => above,
+        None => path,
+    };
+    if above != path {
+        make_durable(above)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        // Somebody else was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        other => other?,
+    }
+    File::open(above)?.sync_all()
 }
 
 impl StoreDirectory for OsDirectory {

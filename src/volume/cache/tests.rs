@@ -387,3 +387,15 @@ fn every_call_fails(checkpointer: &Checkpointer) {
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
     }
 }
+
+#[test]
+fn a_cache_takes_directories_that_are_not_there_and_keeps_them_to_its_owner() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let path = home.cache().join("of/many/levels");
+    CacheDirectory::open(&path, &home.options()).expect("made");
+    for directory in path.ancestors().take(4) {
+        let mode = std::fs::metadata(directory).expect("there").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o700, "{}", directory.display());
+    }
+}
