@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use blockferry::mount::managed::{ManagedOptions, PullOrder};
-use blockferry::volume::{Durability, Errno, Op};
+use blockferry::volume::{Durability, Errno, Op, Tag};
 
 use super::engine_support::{Rig, SECTOR};
-use super::managed_support::{BLOCK, CHUNK, Plan, Trouble, World, discard, flush, until};
+use super::managed_support::{BLOCK, CHUNK, Plan, Trouble, World, discard, flush, read, until};
 use super::{number_of, numbered};
 
 const BLOCKS: u64 = 256;
@@ -153,4 +153,39 @@ fn what_was_on_its_way_when_the_process_died_goes_again() {
         [],
         "what was written was never asked for"
     );
+}
+
+#[test]
+fn what_is_here_goes_on_when_misses_have_all_the_memory() {
+    const LARGE: u64 = 1 << 20;
+    for rings in [true, false] {
+        let mut world = World::new(numbered(24 * LARGE / BLOCK));
+        world.rings = rings;
+        world.options.chunk_bytes = LARGE;
+        world.options.memory_limit_bytes = 8 * LARGE;
+        // Misses wait for as long as it takes.
+        let mount = world.mount_as(ManagedOptions {
+            io_timeout: None,
+            ..options(&world)
+        });
+        let mut rig = Rig::of(&mount);
+        rig.get(0, BLOCK);
+        cut(&world);
+        std::thread::scope(|scope| {
+            let missed = scope.spawn(|| {
+                let mut rig = Rig::of(&mount);
+                for tag in 0..16 {
+                    let chunk = 1 + u64::from(tag);
+                    assert_eq!(rig.start(Tag(tag), read(chunk * LARGE, BLOCK)), None);
+                }
+                rig.finish()
+            });
+            world.run(world.origin.held(6));
+            assert_eq!(rig.get(BLOCK, BLOCK)[0], number_of(1));
+            assert_eq!(rig.put(0, BLOCK, 2), Ok(()));
+            world.origin.release();
+            let missed = missed.join().expect("joined");
+            assert!(missed.values().all(Result::is_ok), "{missed:?}");
+        });
+    }
 }

@@ -44,7 +44,8 @@ impl Shared {
     ) -> Outcome {
         let blocks = touched_blocks(request);
         let (start, len) = (blocks.first.start().0, blocks.len() * BLOCK_BYTES);
-        let mut buffer = self.buffers.take(len as usize, Priority::Demand).await;
+        let len = len as usize;
+        let mut buffer = self.local_buffers.take(len, Priority::Demand).await;
         let shared = Arc::clone(self);
         let buffer = self
             .tasks
@@ -53,7 +54,7 @@ impl Shared {
                 Ok(buffer)
             })
             .await
-            .map_err(|error| self.store_failed("read", start, len as usize, &error))?;
+            .map_err(|error| self.store_failed("read", start, len, &error))?;
         let from = (request.offset.0 - start) as usize;
         let count = request.len_bytes as usize;
         memory.bytes_mut()[..count].copy_from_slice(&buffer.bytes()[from..from + count]);
@@ -73,7 +74,7 @@ impl Shared {
         let (offset, len) = (request.offset.0, request.len_bytes as usize);
         // A request that ends with the resource may end within a sector; zeros follow there.
         let stored = len.next_multiple_of(SECTOR_BYTES);
-        let mut buffer = self.buffers.take(stored, Priority::Demand).await;
+        let mut buffer = self.local_buffers.take(stored, Priority::Demand).await;
         buffer.bytes_mut()[..len].copy_from_slice(&memory.bytes()[..len]);
         buffer.bytes_mut()[len..].fill(0);
         let blocks = touched_blocks(request);

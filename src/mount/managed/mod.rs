@@ -71,6 +71,10 @@ pub use self::status::ManagedStatus;
 /// How many calls of the hook that a chunk is local run at once.
 const HOOKS_MAX: usize = 16;
 
+/// The share of the memory that is kept for I/O on the store, where queues do not do it themselves: one
+/// in as many.
+const LOCAL_SHARE: usize = 8;
+
 /// A managed mount: its volume, and what fills and empties its store. Dropping it ends what is under
 /// way; [`finish`](Self::finish) is the orderly end.
 pub struct ManagedMount {
@@ -109,6 +113,9 @@ struct Shared {
     /// How many runs are pushed at once, at most.
     push_workers: u32,
     buffers: Arc<Buffers>,
+    /// For I/O on the store, where queues do not do it themselves: nothing that waits for the origin
+    /// has any of these.
+    local_buffers: Arc<Buffers>,
     deadline: Deadline,
     fetches: Fetches,
     downlink: Flow,
@@ -364,8 +371,9 @@ impl Shared {
         let backend = origin.as_async();
         let chunk_bytes = options.chunk_bytes;
         let piece_bytes = chunk_bytes.max(PIECE_BYTES);
-        let buffers =
-            Buffers::new(usize::try_from(options.memory_limit_bytes).unwrap_or(usize::MAX));
+        let limit = usize::try_from(options.memory_limit_bytes).unwrap_or(usize::MAX);
+        let local_limit = limit / LOCAL_SHARE;
+        let buffers = Buffers::new(if on_rings { limit } else { limit - local_limit });
         // Neither has all of the memory, nor all calls of the backend, while it waits for the link.
         let half = |buffer_bytes| (buffers.bulk_buffers(buffer_bytes) / 2).max(1);
         let calls = (backend.capabilities().max_concurrency / 2).max(1);
@@ -403,6 +411,7 @@ impl Shared {
             options,
             on_rings,
             buffers,
+            local_buffers: Buffers::new(local_limit),
         }
     }
 
