@@ -3,6 +3,8 @@
 # shellcheck disable=SC2154
 
 SKIP_STATUS=77
+# How much of a failed step's output is shown again at the end.
+FAILURE_LINES=15
 declare -A step_status=()
 
 # skip_because REASON: ends a step as skipped.
@@ -23,7 +25,7 @@ step() {
   case $status in
   0) record passed "$name" "$took_s" ;;
   "$SKIP_STATUS") record skipped "$name" "$took_s" "$(grep '^skipped: ' "$logs/$name.log" | tail -n1 | cut -d' ' -f2-)" ;;
-  *) record failed "$name" "$took_s" "exit status $status" ;;
+  *) record failed "$name" "$took_s" "exit status $status" "$logs/$name.log" ;;
   esac
   return "$status"
 }
@@ -41,9 +43,10 @@ cargo_step() {
   mapfile -t reasons < <(sed -nE 's/^skipped: //p' "$log")
   good=$((good - ${#reasons[@]}))
   mapfile -t -O "${#reasons[@]}" reasons < <(
-    sed -nE 's/^test (.*) \.\.\. ignored,? ?(.*)/\1: \2/p' "$log" | grep -v ': run by the other tests$')
+    sed -nE 's/^test (.*) \.\.\. ignored,? ?(.*)/\1: \2/p' "$log" | grep -vE ': run by the other tests?$')
   passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + ${#reasons[@]}))
   note "$name" "$took_s" "$good passed, $bad failed, ${#reasons[@]} skipped"
+  [ "$bad" -eq 0 ] || failures+=("$name: $(why_cargo_failed "$log")")
   skips+=("${reasons[@]/#/$name: }")
   [ $((good + bad + ${#reasons[@]})) -gt 0 ] || record skipped "$name" "$took_s" "there are no such tests"
 }
@@ -51,7 +54,7 @@ cargo_step() {
 # run_vm_tests PLACE "TEST..." COMMAND...: runs tests/vm/run on the tests by the command, which takes a line of bash as its last
 # argument, as scripts/vm does. Each test counts.
 run_vm_tests() {
-  local place=$1 tests=$2 name test out outcome seconds reason
+  local place=$1 tests=$2 name test out log outcome seconds reason
   shift 2
   name=$place-$(basename "${tests%% *}" .sh)
   out=$logs/$name.out
@@ -63,7 +66,8 @@ run_vm_tests() {
     # "OUTCOME SECONDS REASON"; nothing where the guest died before.
     read -r outcome seconds reason < <(sed -n "s/^$test //p" "$out/results" 2>/dev/null) ||
       read -r outcome seconds reason <<<"failed 0 the kernel ended before it did"
-    record "$outcome" "$place $test" "$seconds" "$reason"
+    [ -f "$out/$test.log" ] && log=$out/$test.log || log=$logs/$name.log
+    record "$outcome" "$place $test" "$seconds" "$reason" "$log"
   done
 }
 
@@ -82,13 +86,13 @@ limited() {
   if [ "$(type -t "$1")" = function ]; then "$@"; else timeout -k 10 "$STEP_LIMIT_S" "$@"; fi
 }
 
-# record OUTCOME NAME SECONDS [REASON]
+# record OUTCOME NAME SECONDS [REASON [LOG]]
 record() {
-  local outcome=$1 name=$2 took=$3 reason=${4:-}
+  local outcome=$1 name=$2 took=$3 reason=${4:-} log=${5:-/dev/null}
   case $outcome in
   passed) passed=$((passed + 1)) ;;
   skipped) skipped=$((skipped + 1)) && skips+=("$name: $reason") ;;
-  *) outcome=failed failed=$((failed + 1)) ;;
+  *) outcome=failed failed=$((failed + 1)) && failures+=("$name: $reason"$'\n'"$(tail -n "$FAILURE_LINES" "$log" | cut -c1-240)") ;;
   esac
   note "$name" "$took" "$outcome${reason:+ ($reason)}"
 }
@@ -100,6 +104,14 @@ note() {
   summary+=("$line")
 }
 
+# why_cargo_failed LOG: which tests failed and what they said, or the errors of the compiler.
+why_cargo_failed() {
+  {
+    sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$1" | sort -u | xargs
+    grep -E -A6 '^thread .* panicked at|^error(\[|:)' "$1" | head -n "$((4 * FAILURE_LINES))"
+  } | cut -c1-240
+}
+
 # report: the last thing printed, and the exit status.
 report() {
   printf '\n== summary (%s s in all)\n' "$SECONDS"
@@ -107,6 +119,10 @@ report() {
   if [ ${#skips[@]} -gt 0 ]; then
     printf '\n== skipped\n'
     printf '%s\n' "${skips[@]}"
+  fi
+  if [ ${#failures[@]} -gt 0 ]; then
+    printf '\n== failed\n'
+    printf '%s\n' "${failures[@]}"
   fi
   printf '\n%s passed, %s failed, %s skipped\n' "$passed" "$failed" "$skipped"
   [ "$failed" -eq 0 ]
