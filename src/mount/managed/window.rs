@@ -2,9 +2,13 @@
 //!
 //! Bytes that sit in a link's queue delay a demand read, whatever its priority. So what the
 //! background has in flight is what the link can hold without a queue: the best delivery rate seen
-//! lately times the shortest time an answer took, and one piece. At the start it doubles until the
-//! rate no longer grows; later it asks for a little more from time to time, to notice a link that
+//! lately times the shortest time an answer took, and one piece. At the start it grows until the
+//! rate no longer does; later it asks for a little more from time to time, to notice a link that
 //! became faster, and lets the link run empty now and then, to see its shortest time again.
+//!
+//! Where packets are lost, the rate is what the sender's congestion window lets through, and that
+//! grows only while it is asked for more. So as long as the fastest piece of a round shows that nothing
+//! queues, the window goes on growing.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,14 +18,27 @@ use std::time::{Duration, Instant};
 const START_BYTES: u64 = 1 << 20;
 const START_PIECES: u64 = 4;
 
+/// What is asked for at least, in pieces: a chunk. One that waits for a lost packet does not leave the
+/// link idle then, and a demand read waits for a chunk at most.
+const LEAST_PIECES: u64 = 4;
+
 /// The start ends when the rate has not grown by a quarter in as many rounds.
 const FULL_ROUNDS: u32 = 3;
+
+/// How much more than what came in the last round trip is asked for at the start. The sender's congestion
+/// window doubles in a round trip, and what it lets through was asked for one before.
+const START_GAIN: f64 = 4.0;
 
 /// One round in as many asks for a quarter more.
 const PROBE_EVERY: u64 = 8;
 
 /// For how many rounds the best rate counts.
 const RATE_ROUNDS: u64 = 10;
+
+/// A round shows no queue when its fastest piece took at most so much longer than the shortest: the time
+/// of as many pieces at the present rate, and this share of the shortest.
+const SLACK_PIECES: f64 = 0.5;
+const SLACK_SHARE: f64 = 1.0 / 32.0;
 
 /// How often the link is let run empty.
 const DRAIN_EVERY: Duration = Duration::from_secs(10);
@@ -63,6 +80,10 @@ pub(super) struct Window {
     shortest: Option<Duration>,
     /// The shortest time since the last drain.
     shortest_since: Option<Duration>,
+    /// The shortest time in this round.
+    shortest_in_round: Option<Duration>,
+    /// What is in flight above what rate and time say, as nothing queues.
+    above_bytes: u64,
     drained_at: Option<Instant>,
     draining_until: Option<Instant>,
     /// How far it has opened since the link ran empty, in bytes: not at once, which would be a burst.
@@ -90,6 +111,8 @@ impl Window {
             starting: Some(Start::default()),
             shortest: None,
             shortest_since: None,
+            shortest_in_round: None,
+            above_bytes: 0,
             drained_at: None,
             draining_until: None,
             opened_bytes: start_bytes(piece_bytes),
@@ -112,12 +135,12 @@ impl Window {
             return ((start * more) as u64).min(self.limit_bytes);
         };
         let gain = match &self.starting {
-            Some(_) => 2.0,
+            Some(_) => START_GAIN,
             None if self.round.is_multiple_of(PROBE_EVERY) => 1.25,
             None => 1.0,
         };
-        let size = (held * gain * more) as u64 + self.piece_bytes;
-        let least = 2 * self.piece_bytes;
+        let size = (held * gain * more) as u64 + self.piece_bytes + self.above_bytes;
+        let least = LEAST_PIECES * self.piece_bytes;
         size.min(self.opened_bytes)
             .clamp(least, self.limit_bytes.max(least))
     }
@@ -193,6 +216,7 @@ impl Window {
         let shorter = |known: Option<Duration>| Some(known.map_or(elapsed, |it| it.min(elapsed)));
         self.shortest = shorter(self.shortest);
         self.shortest_since = shorter(self.shortest_since);
+        self.shortest_in_round = shorter(self.shortest_in_round);
         let drained_at = *self.drained_at.get_or_insert(now);
         if now.saturating_duration_since(drained_at) >= DRAIN_EVERY {
             // What was seen since the last time, on a link that had run empty then, is the truth now.
@@ -219,7 +243,9 @@ impl Window {
         self.round += 1;
         self.round_ends_at_bytes = self.delivered_bytes;
         let rate = self.rate();
+        let queues = self.queues();
         let Some(start) = &mut self.starting else {
+            self.grow_above(queues);
             return;
         };
         if rate >= start.best_rate * 1.25 {
@@ -232,6 +258,29 @@ impl Window {
             self.starting = None;
         }
     }
+
+    /// Grows every other round: the pieces of one were asked for in the one before.
+    fn grow_above(&mut self, queues: bool) {
+        if queues {
+            self.above_bytes = 0;
+            return;
+        }
+        let held = self.held_by_link().unwrap_or(0.0) as u64;
+        let is_open = self.opened_bytes > held + self.piece_bytes + self.above_bytes;
+        if is_open && self.round.is_multiple_of(2) {
+            self.above_bytes = (2 * self.above_bytes).clamp(self.piece_bytes, self.limit_bytes);
+        }
+    }
+
+    /// Whether even the fastest piece of the round that ends had to wait; unknown counts as waiting.
+    fn queues(&mut self) -> bool {
+        let (Some(fastest), Some(shortest)) = (self.shortest_in_round.take(), self.shortest) else {
+            return true;
+        };
+        let piece_s = self.piece_bytes as f64 / self.rate().max(1.0);
+        let slack_s = SLACK_PIECES * piece_s + SLACK_SHARE * shortest.as_secs_f64();
+        fastest.as_secs_f64() > shortest.as_secs_f64() + slack_s
+    }
 }
 
 fn start_bytes(piece_bytes: u64) -> u64 {
@@ -239,195 +288,5 @@ fn start_bytes(piece_bytes: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PIECE: u64 = 64 << 10;
-
-    /// A link with a rate and a round trip, and a queue without end.
-    struct Link {
-        bytes_a_second: f64,
-        round_trip: Duration,
-        free_at: Instant,
-    }
-
-    impl Link {
-        fn arrives_at(&mut self, bytes: u64, now: Instant) -> Instant {
-            let there = now + self.round_trip / 2;
-            let begins = self.free_at.max(there);
-            self.free_at = begins + Duration::from_secs_f64(bytes as f64 / self.bytes_a_second);
-            self.free_at + self.round_trip / 2
-        }
-    }
-
-    /// Keeps the window full for a while; gives the rate in the second half, and the longest time that
-    /// a byte waited in the link's queue then.
-    fn fill(
-        window: &mut Window,
-        link: &mut Link,
-        start: Instant,
-        time: Duration,
-    ) -> (f64, Duration) {
-        let mut now = start;
-        let mut under_way: VecDeque<(Instant, Sent)> = VecDeque::new();
-        let (mut bytes, mut longest) = (0, Duration::ZERO);
-        let half = start + time / 2;
-        while now < start + time {
-            while window.has_room(PIECE, now) {
-                if now > half {
-                    longest = longest.max(
-                        link.free_at
-                            .saturating_duration_since(now + link.round_trip / 2),
-                    );
-                }
-                let sent = window.sent(PIECE, now);
-                under_way.push_back((link.arrives_at(PIECE, now), sent));
-            }
-            let (at, sent) = under_way.pop_front().expect("something is under way");
-            now = at;
-            window.delivered(sent, PIECE, now);
-            if now > half {
-                bytes += PIECE;
-            }
-        }
-        for (_, sent) in under_way {
-            window.lost(sent);
-        }
-        (bytes as f64 / (time.as_secs_f64() / 2.0), longest)
-    }
-
-    #[test]
-    fn it_fills_links_of_any_delay_and_queues_about_a_piece() {
-        for (mbit, rtt_ms) in [
-            (100, 1),
-            (1000, 0),
-            (1000, 10),
-            (1000, 50),
-            (10_000, 25),
-            (50, 100),
-        ] {
-            let start = Instant::now();
-            let mut link = Link {
-                bytes_a_second: f64::from(mbit) * 125_000.0,
-                round_trip: Duration::from_millis(rtt_ms),
-                free_at: start,
-            };
-            let mut window = Window::new(PIECE, 256 << 20);
-            let (rate, longest) = fill(&mut window, &mut link, start, Duration::from_secs(40));
-            let share = rate / link.bytes_a_second;
-            assert!(
-                share > 0.9,
-                "{mbit} Mbit/s, {rtt_ms} ms: {share:.2} of the link"
-            );
-            let piece_time = PIECE as f64 / link.bytes_a_second;
-            let allowed = 3.0 * piece_time + 0.4 * (rtt_ms as f64 / 1000.0 + piece_time);
-            assert!(
-                longest.as_secs_f64() <= allowed,
-                "{mbit} Mbit/s, {rtt_ms} ms: {longest:?} queued, {allowed:.4} s allowed"
-            );
-        }
-    }
-
-    #[test]
-    fn it_follows_a_link_that_becomes_faster_and_slower() {
-        let mut now = Instant::now();
-        let mut window = Window::new(PIECE, 256 << 20);
-        for mbit in [100.0, 1000.0, 50.0] {
-            let mut link = Link {
-                bytes_a_second: mbit * 125_000.0,
-                round_trip: Duration::from_millis(20),
-                free_at: now,
-            };
-            let time = Duration::from_secs(60);
-            let (rate, _) = fill(&mut window, &mut link, now, time);
-            now += time + Duration::from_secs(5);
-            let share = rate / link.bytes_a_second;
-            assert!(share > 0.85, "{mbit} Mbit/s: {share:.2} of the link");
-        }
-    }
-
-    #[test]
-    fn an_outage_does_not_change_what_the_link_is_taken_to_hold() {
-        let start = Instant::now();
-        let mut link = Link {
-            bytes_a_second: 125e6,
-            round_trip: Duration::from_millis(25),
-            free_at: start,
-        };
-        let mut window = Window::new(PIECE, 256 << 20);
-        fill(&mut window, &mut link, start, Duration::from_secs(20));
-        let mut now = start + Duration::from_secs(30);
-        let before = window.size_bytes(now);
-        let sent: Vec<_> = (0..before / PIECE)
-            .map(|_| window.sent(PIECE, now))
-            .collect();
-        now += Duration::from_secs(90);
-        for sent in sent {
-            window.delivered(sent, PIECE, now);
-        }
-        let after = window.size_bytes(now);
-        assert!(
-            (before / 2..=2 * before).contains(&after),
-            "{before} bytes before, {after} after"
-        );
-        let (rate, _) = fill(&mut window, &mut link, now, Duration::from_secs(10));
-        assert!(rate > 0.9 * link.bytes_a_second, "{rate}");
-    }
-
-    #[test]
-    fn zeros_go_faster_than_the_link_and_do_not_flood_it_when_they_end() {
-        let start = Instant::now();
-        let mut link = Link {
-            bytes_a_second: 125e6,
-            round_trip: Duration::from_millis(25),
-            free_at: start,
-        };
-        let mut window = Window::new(PIECE, 256 << 20);
-        fill(&mut window, &mut link, start, Duration::from_secs(5));
-        let usual = window.size_bytes(start + Duration::from_secs(6));
-        let mut now = start + Duration::from_secs(6);
-        let mut zeros = 0;
-        for _ in 0..200 {
-            // All of a round trip at once.
-            let mut sent = Vec::new();
-            while window.has_room(PIECE, now) {
-                sent.push(window.sent(PIECE, now));
-            }
-            now += link.round_trip;
-            zeros += sent.len() as u64 * PIECE;
-            for sent in sent {
-                window.delivered(sent, 0, now);
-            }
-        }
-        let rate = zeros as f64 / (200.0 * link.round_trip.as_secs_f64());
-        assert!(
-            rate > 2.0 * link.bytes_a_second,
-            "{rate} bytes of zeros a second"
-        );
-        let most = window.size_bytes(now);
-        assert!(most <= 5 * usual, "{usual} bytes before, {most} after");
-        for _ in 0..8 {
-            let sent = window.sent(PIECE, now);
-            now += link.round_trip;
-            window.delivered(sent, PIECE, now);
-        }
-        let after = window.size_bytes(now);
-        assert!(
-            after <= usual * 5 / 4,
-            "{usual} bytes before, {after} after"
-        );
-    }
-
-    #[test]
-    fn one_request_goes_whatever_its_size_and_the_limit_holds() {
-        let now = Instant::now();
-        let mut window = Window::new(PIECE, 2 * PIECE);
-        assert!(window.has_room(100 * PIECE, now));
-        let first = window.sent(PIECE, now);
-        assert!(window.has_room(PIECE, now));
-        let _second = window.sent(PIECE, now);
-        assert!(!window.has_room(PIECE, now));
-        window.lost(first);
-        assert!(window.has_room(PIECE, now));
-    }
-}
+#[path = "window_tests.rs"]
+mod tests;
