@@ -13,10 +13,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How much may be in flight before anything is known, in bytes and at least in pieces, and in pieces
-/// when the link has run empty.
-const START_BYTES: u64 = 1 << 20;
-const START_PIECES: u64 = 4;
+/// How much may be in flight before anything is known, in bytes and at least in pieces.
+const START_BYTES: u64 = 128 << 10;
+const START_PIECES: u64 = 2;
+
+/// The same when the link has run empty, in pieces.
+const REFILL_PIECES: u64 = 4;
 
 /// What is asked for at least, in pieces: a chunk. One that waits for a lost packet does not leave the
 /// link idle then, and a demand read waits for a chunk at most.
@@ -223,7 +225,7 @@ impl Window {
             self.shortest = self.shortest_since.take().or(self.shortest);
             self.drained_at = Some(now);
             self.draining_until = self.shortest.map(|shortest| now + 2 * shortest);
-            self.opened_bytes = START_PIECES * self.piece_bytes;
+            self.opened_bytes = REFILL_PIECES * self.piece_bytes;
         }
     }
 
