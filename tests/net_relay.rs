@@ -272,3 +272,25 @@ async fn on_the_link_demand_overtakes_read_ahead_and_read_ahead_overtakes_pull()
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_server_that_is_cut_off_is_silent_long_before_the_connection_ends() {
+    let time = Duration::from_millis(800);
+    let memory = Memory::new(1 << 20);
+    let state = tempfile::tempdir().unwrap();
+    let server = Setup::new(state.path(), memory.clone()).start().await;
+    let link = Link::symmetric(Duration::from_millis(20), 0.0, None, 0);
+    let (relay, ticket) = through(&server, link);
+    let remote = connect(&ticket).await;
+    // A write that its disk does not end is no silence.
+    memory.hold.send_replace(true);
+    let writer = Arc::clone(&remote);
+    let writing = tokio::spawn(async move { write(&writer, 0, &[1; 4096]).await });
+    let silent = tokio::time::timeout(time * 4, remote.silent(time)).await;
+    assert!(silent.is_err(), "it is there");
+    memory.hold.send_replace(false);
+    in_time(writing).await.unwrap().unwrap();
+    relay.cut();
+    in_time(remote.silent(time)).await;
+    assert!(remote.away_since().is_none(), "the transport still waits");
+}

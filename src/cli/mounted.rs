@@ -20,6 +20,10 @@ use super::store_place::{self, StorePlace};
 /// How often it is looked whether the origin has gone while it is waited for.
 const AWAY_POLL: Duration = Duration::from_millis(200);
 
+/// How long an origin that sends not a packet though it is asked is waited for at the end, where nothing
+/// is lost by not waiting. The transport takes longer to give it up.
+const SILENCE_MAX: Duration = Duration::from_millis(1500);
+
 /// How long this process itself may hold a store that it has closed: somebody may just be told its
 /// status, and the kernel takes rings down in its own time.
 const LET_GO_WAIT: Duration = Duration::from_secs(5);
@@ -165,20 +169,22 @@ impl Mounted {
         }
     }
 
-    /// Ends the mount, its device gone.
-    pub(super) async fn end(self) -> Result<()> {
+    /// Ends the mount, its device gone. Gives what the user should know of how it ended.
+    pub(super) async fn end(self) -> Result<Option<String>> {
         match self {
             Self::Direct { mount, remote } => {
                 drop(mount);
                 match remote {
-                    Some(remote) => close(&remote).await,
-                    None => Ok(()),
+                    Some(remote) => close(&remote).await.map(|()| None),
+                    None => Ok(None),
                 }
             }
             Self::Managed(managed) => managed.end().await,
         }
     }
 }
+
+const UNREACHABLE: &str = "the origin cannot be reached";
 
 async fn close(remote: &Remote) -> Result<()> {
     remote
@@ -207,9 +213,31 @@ impl Managed {
             },
             () = gone => {
                 let lost = self.remote.lost_because();
-                self.allow_dirty(lost.as_deref().unwrap_or("the origin cannot be reached"))
+                self.allow_dirty(lost.as_deref().unwrap_or(UNREACHABLE))
             }
+            () = self.silent_where_nothing_is_lost() => Ok(()),
         }
+    }
+
+    /// Waits until the origin is silent and the mount may end without it.
+    async fn silent_where_nothing_is_lost(&self) {
+        loop {
+            self.remote.silent(SILENCE_MAX).await;
+            if self.allow_dirty(UNREACHABLE).is_ok() {
+                return;
+            }
+            tokio::time::sleep(AWAY_POLL).await;
+        }
+    }
+
+    /// Tells the server that the volume is free, and says whether it knows. It may be away.
+    async fn give_back(&self) -> bool {
+        let closed = tokio::select! {
+            closed = close(&self.remote) => closed.is_ok(),
+            () = self.remote.silent(SILENCE_MAX) => false,
+        };
+        let _ = self.remote.close_keeping_lease().await;
+        closed
     }
 
     /// Whether the mount may end with local writes that the origin does not have.
@@ -228,33 +256,46 @@ impl Managed {
         ))
     }
 
-    async fn end(self) -> Result<()> {
+    async fn end(self) -> Result<Option<String>> {
         let finished = self.mount.finish().await;
         let dirty_bytes = self.mount.dirty_bytes();
         let gives_up = dirty_bytes > 0 && self.discard_dirty.load(Relaxed);
         let stays = dirty_bytes > 0 && !gives_up;
-        // Nobody but this store could write the volume: the server still takes it for the writer.
-        let is_away = self.remote.away_since().is_some() && !self.remote.is_read_only();
-        let closed = if stays {
-            self.remote
-                .close_keeping_lease()
-                .await
-                .context_io(|| "cannot close the connection")
-        } else {
-            close(&self.remote).await
-        };
+        // Whoever only reads holds nothing, and from who is shut out it was taken.
+        let held = !self.remote.is_read_only() && self.remote.lost_because().is_none();
+        let is_away = self.remote.away_since().is_some();
+        if stays {
+            let _ = self.remote.close_keeping_lease().await;
+        }
+        // The store is known to the server as the volume's writer, until it says that it is not.
+        let holds = stays || !self.give_back().await && held || is_away && held;
         let place = self.place.clone();
         drop(self);
-        if !gives_up && (place.keep || stays || is_away || closed.is_err()) {
-            if stays {
-                let store = place.path.display();
+        let store = place.path.display();
+        if !gives_up && (place.keep || holds) {
+            let note = if stays {
                 let kept = format_size(dirty_bytes);
-                tracing::warn!(%store, "{kept} of local writes stay in the local store");
-            }
-            return finished.and(closed);
+                Some(format!(
+                    "{kept} of local writes stay in the local store {store}; the same mount again sends them"
+                ))
+            } else {
+                holds.then(|| {
+                    format!(
+                        "the server could not be told that the volume is free: the same mount goes on with \
+                         the local store {store}, any other needs --takeover"
+                    )
+                })
+            };
+            return finished.map(|()| note);
         }
         let removed = remove(&place, Discard::EvenDirty).await;
-        finished.and(removed).and(closed)
+        finished.and(removed).map(|()| {
+            holds.then(|| {
+                "the server could not be told that the volume is free, and the local store is gone: the next \
+                 mount needs --takeover"
+                    .to_owned()
+            })
+        })
     }
 }
 

@@ -64,10 +64,15 @@ impl Serving {
                 Ok(flushed) => {
                     drop(self.progress);
                     drop(self.device);
-                    let ended = flushed.and(self.mount.end().await);
+                    let ended = self.mount.end().await;
+                    let ended = flushed.and(ended);
                     answer(asked, &ended).await;
                     drop(self.claim);
-                    return ended;
+                    return ended.map(|note| {
+                        if let Some(note) = note {
+                            tracing::warn!("{note}");
+                        }
+                    });
                 }
                 Err(error) => {
                     if by_signal {
@@ -267,12 +272,12 @@ fn discards_dirty(order: &Order) -> bool {
 }
 
 /// Tells all who asked how it went.
-async fn answer(asked: Vec<Order>, result: &Result<()>) {
+async fn answer(asked: Vec<Order>, result: &Result<Option<String>>) {
     for order in asked {
         let copy = match result {
-            Ok(()) => Ok(()),
+            Ok(note) => Ok(note.clone()),
             Err(error) => Err(Error::new(error.kind(), error.chain())),
         };
-        order.answer(copy).await;
+        order.answer_with(copy).await;
     }
 }

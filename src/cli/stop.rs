@@ -39,5 +39,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let patience = Duration::from_secs(args.timeout.into());
-    ops::stop(&args.name, args.force, args.discard_dirty, patience)
+    if let Some(note) = ops::stop(&args.name, args.force, args.discard_dirty, patience)? {
+        tracing::warn!("{note}");
+    }
+    Ok(())
 }

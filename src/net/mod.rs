@@ -25,6 +25,7 @@ mod remote;
 mod serve;
 mod server;
 mod session;
+mod silence;
 mod slot;
 mod state_dir;
 mod stream_order;

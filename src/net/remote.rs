@@ -176,6 +176,11 @@ impl Remote {
         self.shared.first.generation
     }
 
+    /// The way to the server at this moment.
+    pub(super) fn link(&self) -> watch::Ref<'_, Link> {
+        self.shared.link.borrow()
+    }
+
     /// The session that is up, as soon as there is one.
     async fn session(&self) -> io::Result<Arc<Session>> {
         if let Link::Up(session) = &*self.shared.link.borrow() {

@@ -39,8 +39,8 @@ fn unexpected(reply: &Reply) -> Error {
 /// What came of an order.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// It was carried out.
-    Done,
+    /// It was carried out; with what the process has to say to that.
+    Done(Option<String>),
     /// The process says that it was not, or not without loss.
     Failed(Error),
     /// The device ended, or is ending, for another reason.
@@ -52,7 +52,8 @@ pub(super) fn order(directory: &Path, command: Command, patience: Duration) -> R
     match ask(directory, &Request::Order(command), patience)? {
         Reply::Failed { busy, message } => Ok(Outcome::Failed(failed(busy, message))),
         Reply::Ended => Ok(Outcome::Ended),
-        Reply::Done | Reply::Status(_) | Reply::Map { .. } => Ok(Outcome::Done),
+        Reply::Done { note } => Ok(Outcome::Done(note)),
+        other => Err(unexpected(&other)),
     }
 }
 

@@ -82,7 +82,11 @@ pub(super) enum Reply {
         parts: Vec<Heat>,
     },
     /// The order was carried out.
-    Done,
+    Done {
+        /// What whoever gave it should know.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
+    },
     /// The device ended for another reason before it came to it.
     Ended,
     /// It was not, or the question was not understood.
@@ -113,7 +117,7 @@ pub struct Order {
 
 #[derive(Debug)]
 struct Answer {
-    result: Result<()>,
+    result: Result<Option<String>>,
     delivered: oneshot::Sender<()>,
 }
 
@@ -126,6 +130,11 @@ impl Order {
     /// Says how it went, and waits until that was delivered or the other end has gone away, so
     /// that the process may end afterwards. Never takes longer than a few seconds.
     pub async fn answer(self, result: Result<()>) {
+        self.answer_with(result.map(|()| None)).await;
+    }
+
+    /// The same, with something that whoever gave the order should know though it was carried out.
+    pub async fn answer_with(self, result: Result<Option<String>>) {
         let (delivered, delivery) = oneshot::channel();
         if self.answer.send(Answer { result, delivered }).is_ok() {
             let _ = timeout(PEER_TIMEOUT, delivery).await;
@@ -329,7 +338,7 @@ async fn carried_out(
         Ok(answer) => {
             *delivered = Some(answer.delivered);
             match answer.result {
-                Ok(()) => Reply::Done,
+                Ok(note) => Reply::Done { note },
                 Err(error) => Reply::failed(&error),
             }
         }

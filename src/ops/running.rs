@@ -113,15 +113,21 @@ pub fn map(name: &Name, parts: u32) -> Result<Vec<Heat>> {
 }
 
 /// Ends the device of that name: asks its process to, or cleans up after a dead one. When this
-/// returns, the device and its directory are gone.
+/// returns, the device and its directory are gone. Gives what the user should know of how it ended.
 ///
 /// # Errors
 /// `NotFound` for an unknown name, `Busy` where somebody holds the device open and `force` is not
 /// set, `TimedOut` where it takes longer than `patience`.
-pub fn stop(name: &Name, force: bool, discard_dirty: bool, patience: Duration) -> Result<()> {
+pub fn stop(
+    name: &Name,
+    force: bool,
+    discard_dirty: bool,
+    patience: Duration,
+) -> Result<Option<String>> {
     let root = checked_directory()?;
     let is_held = Claim::is_held(&root, name).ok_or_else(|| unknown(name))?;
     let deadline = Instant::now() + patience;
+    let mut note = None;
     if is_held {
         let directory = root.join(name.as_str());
         match client::order(
@@ -133,13 +139,18 @@ pub fn stop(name: &Name, force: bool, discard_dirty: bool, patience: Duration) -
             patience,
         ) {
             Ok(Outcome::Failed(error)) => return Err(cannot_stop(name, error)),
-            Ok(Outcome::Done | Outcome::Ended) => wait_until_gone(&root, name, deadline)?,
+            Ok(Outcome::Done(said)) => {
+                note = said;
+                wait_until_gone(&root, name, deadline)?;
+            }
+            Ok(Outcome::Ended) => wait_until_gone(&root, name, deadline)?,
             // It may have gone, or died, before it could be asked.
             Err(error) if is_alive(&root, name) => return Err(cannot_stop(name, error)),
             Err(error) => tracing::debug!(error = error.chain(), "ended meanwhile"),
         }
     }
-    clean(&root, name, force)
+    clean(&root, name, force)?;
+    Ok(note)
 }
 
 /// Has the process of the device of that name make everything that was written durable at the
@@ -159,7 +170,7 @@ pub fn sync(name: &Name, patience: Duration) -> Result<()> {
     }
     let directory = root.join(name.as_str());
     match client::order(&directory, Command::Sync, patience).map_err(cannot)? {
-        Outcome::Done => Ok(()),
+        Outcome::Done(_) => Ok(()),
         Outcome::Ended => Err(cannot(Error::new(
             ErrorKind::NotFound,
             "the device ended before that",

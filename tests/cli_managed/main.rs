@@ -6,6 +6,10 @@ mod ending;
 mod going_on;
 mod hooks;
 mod killed;
+#[path = "../../examples/link_relay/relay.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod relay;
+mod silent;
 mod stores;
 mod support;
 mod telling;

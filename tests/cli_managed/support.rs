@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::relay::{Link, Relay};
+
 /// How long anything may take that is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -160,6 +162,16 @@ impl Host {
         let listen = address.expect("an address").to_owned();
         assert!(listen.contains(':'), "serve: {line:?}");
         Server { child, listen }
+    }
+
+    /// Has the ticket name the near end of a link in front of the server.
+    pub(crate) fn put_link_before(&self, server: &Server) -> Relay {
+        let link = Link::symmetric(Duration::from_millis(2), 0.0, None, 0);
+        let relay = Relay::to(server.listen.parse().expect("an address"), link).expect("a link");
+        let ticket = std::fs::read_to_string(self.path("ticket")).expect("read");
+        let ticket = ticket.replace(&server.listen, &relay.address().to_string());
+        std::fs::write(self.path("ticket"), ticket).expect("written");
+        relay
     }
 
     pub(crate) fn ticket(&self) -> String {
