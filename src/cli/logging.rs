@@ -45,8 +45,9 @@ impl Options {
 
     fn filter(&self) -> &'static str {
         match self.verbose {
-            _ if self.quiet => "error",
-            // The FUSE library warns of unmounts that we have done ourselves.
+            // The FUSE library reports it as failures that we have unmounted it and that somebody gave up
+            // waiting for an answer.
+            _ if self.quiet => "error,fuser=off",
             0 => "warn,fuser=off",
             1 => "warn,fuser=off,blockferry=info",
             2 => "info,blockferry=debug",

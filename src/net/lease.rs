@@ -123,7 +123,7 @@ fn fenced(record: &Record, known_epoch: u64) -> Refused {
     Refused {
         reason: Refusal::Fenced,
         message: format!(
-            "{since} (its epoch is {} now, and was {known_epoch}); mount it again to use it",
+            "{since} (its epoch is {} now, and was {known_epoch}), and a mount from before that cannot go on",
             record.epoch
         ),
     }

@@ -136,7 +136,7 @@ pub(super) async fn keep_up(shared: Arc<Shared>) {
 }
 
 fn give_up(shared: &Shared, why: &str) {
-    error!(volume = %shared.dialer.target(), why, "the volume is lost: all its I/O fails from now on");
+    error!(volume = %shared.dialer.target(), why, "the volume is lost: all its I/O fails from now on. Stop it, and mount the volume anew");
     shared.die(why);
 }
 

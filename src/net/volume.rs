@@ -14,7 +14,7 @@ use super::lease::{Asking, Record, Verdict, decide};
 use super::session::DRAIN_TIMEOUT;
 use super::slot::Slot;
 use super::state_dir::{StateDir, VolumeLock};
-use crate::wire::control::{Hello, Offers, Refusal, Refused, Welcome};
+use crate::wire::control::{Hello, ManagedStore, Offers, Refusal, Refused, Welcome};
 use crate::wire::{Secret, VolumeName};
 use crate::{AsyncBackend, Geometry, Result};
 
@@ -145,7 +145,12 @@ impl Volume {
             Verdict::Granted { record, fenced } => {
                 self.keep(&record).await?;
                 if let Some(fenced) = fenced {
-                    self.fence(fenced, &hello.client_name).await;
+                    // A process of the same store is gone; nobody was shut out.
+                    let store = |managed: Option<ManagedStore>| managed.map(|it| it.store);
+                    let is_other = hello.managed.is_none()
+                        || store(hello.managed) != store(lease.record.managed);
+                    self.fence(fenced, is_other.then_some(&hello.client_name))
+                        .await;
                 }
                 info!(volume = %self.name, holder = hello.client_name, epoch = record.epoch,
                       "lease granted");
@@ -159,14 +164,16 @@ impl Volume {
         Ok(lease.record.epoch)
     }
 
-    /// Makes sure that the client writes no more.
-    async fn fence(&self, client_id: [u8; 16], by: &str) {
+    /// Makes sure that the client writes no more; `by` is another one who has taken its place.
+    async fn fence(&self, client_id: [u8; 16], by: Option<&String>) {
         let slot = {
             let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
             clients.get(&client_id).cloned()
         };
         if let Some(slot) = slot {
-            warn!(volume = %self.name, by, "the writer before is fenced");
+            if let Some(by) = by {
+                warn!(volume = %self.name, by, "the writer before is fenced");
+            }
             slot.evict(Close::Fenced);
             slot.drained().await;
         }
