@@ -1,21 +1,21 @@
 //! Commands that are run when something happens to a managed mount.
 
 use std::io::Write;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blockferry::mount::managed::{Hook, Hooks};
 use blockferry::volume::ChunkIndex;
-use blockferry::{Context, Error, ErrorKind, Result};
+
+use super::hook_command::{HookCommand, RunningHooks};
 
 /// How many chunks a command may not have heard of yet.
 const LINES_MAX: usize = 64 << 10;
 
-/// How long such a command may take to end when there is nothing more to tell.
-const END_WAIT: Duration = Duration::from_secs(10);
+/// The longest time that a command can be given: a day, in seconds.
+const TIMEOUT_MAX_S: u64 = 86_400;
 
 /// Commands, each run by `sh -c`.
 #[derive(Debug, clap::Args)]
@@ -34,9 +34,16 @@ pub(super) struct HookArgs {
     on_before_close: Option<String>,
 
     /// Run once, and told of each chunk that became local: a line `OFFSET LENGTH` on its standard
-    /// input, which ends with the mount. It holds up nothing, and has 10 seconds to end then
+    /// input, which ends with the mount. It holds up nothing, and has the time of --hook-timeout to
+    /// end then
     #[arg(long, value_name = "COMMAND")]
     on_chunk_local: Option<String>,
+
+    /// How long each of these commands may take, in seconds. Then it is ended, with all processes that
+    /// it has started, and has failed; as it is by `stop --force` and a second signal
+    #[arg(long, value_name = "SECONDS", default_value = "30",
+          value_parser = clap::value_parser!(u64).range(1..=TIMEOUT_MAX_S))]
+    hook_timeout: u64,
 }
 
 impl HookArgs {
@@ -47,6 +54,7 @@ impl HookArgs {
             on_after_sync,
             on_before_close,
             on_chunk_local,
+            hook_timeout: _,
         } = self;
         [
             on_before_sync,
@@ -58,25 +66,36 @@ impl HookArgs {
         .any(Option::is_some)
     }
 
-    /// The commands as calls.
-    pub(super) fn hooks(&self, chunk_bytes: u64) -> Hooks {
-        let command = |text: &Option<String>| -> Option<Hook> {
+    /// The commands as calls; those that run are in `running`.
+    pub(super) fn hooks(&self, chunk_bytes: u64, running: &Arc<RunningHooks>) -> Hooks {
+        let command = |option, text: &Option<String>| {
             let text = text.clone()?;
-            Some(Arc::new(move || run(&text, None)))
+            Some(HookCommand {
+                option,
+                text,
+                limit: Duration::from_secs(self.hook_timeout),
+                running: Arc::clone(running),
+            })
+        };
+        let plain = |option, text| {
+            let command: HookCommand = command(option, text)?;
+            let hook: Hook = Arc::new(move || command.run(&[]));
+            Some(hook)
         };
         Hooks {
-            before_sync: command(&self.on_before_sync),
-            after_sync: self.on_after_sync.clone().map(|text| {
-                let hook: Arc<dyn Fn(u64) + Send + Sync> = Arc::new(move |pushed| {
-                    if let Err(error) = run(&text, Some(pushed)) {
+            before_sync: plain("--on-before-sync", &self.on_before_sync),
+            after_sync: command("--on-after-sync", &self.on_after_sync).map(|command| {
+                let hook: Arc<dyn Fn(u64) + Send + Sync> = Arc::new(move |pushed: u64| {
+                    let variables = [("BLOCKFERRY_PUSHED_BYTES", pushed.to_string())];
+                    if let Err(error) = command.run(&variables) {
                         tracing::warn!("{}", error.chain());
                     }
                 });
                 hook
             }),
-            before_close: command(&self.on_before_close),
-            chunk_is_local: self.on_chunk_local.clone().map(|text| {
-                let told = Told::new(text);
+            before_close: plain("--on-before-close", &self.on_before_close),
+            chunk_is_local: command("--on-chunk-local", &self.on_chunk_local).map(|command| {
+                let told = Told::new(command);
                 let hook: Arc<dyn Fn(ChunkIndex) + Send + Sync> = Arc::new(move |chunk| {
                     told.tell(format!("{} {chunk_bytes}\n", chunk.start(chunk_bytes)));
                 });
@@ -86,65 +105,43 @@ impl HookArgs {
     }
 }
 
-fn shell(text: &str) -> Command {
-    let mut command = Command::new("sh");
-    // What it prints is not an answer of ours, and what interrupts us does not interrupt it.
-    command
-        .args(["-c", text])
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(std::io::stderr());
-    command
-}
-
-fn run(text: &str, pushed_bytes: Option<u64>) -> Result<()> {
-    let mut command = shell(text);
-    if let Some(bytes) = pushed_bytes {
-        command.env("BLOCKFERRY_PUSHED_BYTES", bytes.to_string());
-    }
-    let status = command
-        .status()
-        .context_io(|| format!("cannot run `{text}`"))?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Io,
-        format!("`{text}` ended with {status}"),
-    ))
-}
-
 /// A command that is told of chunks by a thread of its own. It is to end when its standard input does,
 /// with the mount.
 struct Told {
-    command: String,
+    command: HookCommand,
     teller: Mutex<Teller>,
 }
 
-enum Teller {
+struct Teller {
+    state: State,
+    /// The command, from its start on.
+    child: Option<Child>,
+}
+
+enum State {
     NotStarted,
-    Running {
-        lines: SyncSender<String>,
-        ended: Receiver<()>,
-    },
+    Listens(SyncSender<String>),
     Gone,
 }
 
 impl Told {
-    fn new(command: String) -> Self {
+    fn new(command: HookCommand) -> Self {
         Self {
             command,
-            teller: Mutex::new(Teller::NotStarted),
+            teller: Mutex::new(Teller {
+                state: State::NotStarted,
+                child: None,
+            }),
         }
     }
 
     /// Never waits for the command.
     fn tell(&self, line: String) {
         let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Teller::NotStarted = *teller {
+        if let State::NotStarted = teller.state {
             *teller = self.start();
         }
-        let Teller::Running { lines, .. } = &*teller else {
+        let State::Listens(lines) = &teller.state else {
             return;
         };
         if let Err(error) = lines.try_send(line) {
@@ -152,52 +149,51 @@ impl Told {
                 TrySendError::Full(_) => "it falls too far behind, and is told of no more chunks",
                 TrySendError::Disconnected(_) => "it does not listen any more",
             };
-            tracing::warn!(command = self.command, "{why}");
-            *teller = Teller::Gone;
+            tracing::warn!(command = %self.command, "{why}");
+            teller.state = State::Gone;
         }
     }
 
     fn start(&self) -> Teller {
-        let child = match shell(&self.command).stdin(Stdio::piped()).spawn() {
-            Ok(child) => child,
-            Err(error) => {
-                tracing::warn!(command = self.command, %error, "cannot run it");
-                return Teller::Gone;
+        match self.command.command().stdin(Stdio::piped()).spawn() {
+            Ok(mut child) => {
+                let (lines, to_tell) = sync_channel(LINES_MAX);
+                if let Some(stdin) = child.stdin.take() {
+                    std::thread::spawn(move || pass_on(stdin, &to_tell));
+                }
+                Teller {
+                    state: State::Listens(lines),
+                    child: Some(child),
+                }
             }
-        };
-        let (lines, to_tell) = sync_channel(LINES_MAX);
-        let (end, ended) = sync_channel(1);
-        std::thread::spawn(move || {
-            pass_on(child, &to_tell);
-            let _ = end.send(());
-        });
-        Teller::Running { lines, ended }
+            Err(error) => {
+                tracing::warn!(command = %self.command, %error, "cannot run it");
+                Teller {
+                    state: State::Gone,
+                    child: None,
+                }
+            }
+        }
     }
 }
 
-/// Tells a command until there is nothing more to tell or it does not listen, and waits for its end.
-fn pass_on(mut child: Child, lines: &Receiver<String>) {
-    if let Some(mut stdin) = child.stdin.take() {
-        let mut told = Ok(());
-        while let (Ok(()), Ok(line)) = (&told, lines.recv()) {
-            told = stdin.write_all(line.as_bytes());
-        }
+/// Tells a command until there is nothing more to tell or it does not listen.
+fn pass_on(mut stdin: ChildStdin, lines: &Receiver<String>) {
+    let mut told = Ok(());
+    while let (Ok(()), Ok(line)) = (&told, lines.recv()) {
+        told = stdin.write_all(line.as_bytes());
     }
-    let _ = child.wait();
 }
 
 impl Drop for Told {
     fn drop(&mut self) {
         let teller = self.teller.get_mut();
         let teller = teller.unwrap_or_else(PoisonError::into_inner);
-        if let Teller::Running { lines, ended } = std::mem::replace(teller, Teller::Gone) {
-            drop(lines);
-            if ended.recv_timeout(END_WAIT) == Err(RecvTimeoutError::Timeout) {
-                tracing::warn!(
-                    command = self.command,
-                    "it has not ended, and is left alone"
-                );
-            }
+        teller.state = State::Gone;
+        if let Some(child) = teller.child.take()
+            && let Err(error) = self.command.wait(child)
+        {
+            tracing::warn!("{}", error.chain());
         }
     }
 }
@@ -207,24 +203,41 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
+    fn told(text: String, limit: Duration) -> Told {
+        Told::new(HookCommand {
+            option: "--on-chunk-local",
+            text,
+            limit,
+            running: Arc::default(),
+        })
+    }
+
     #[test]
-    fn a_command_that_does_not_listen_stops_nobody() {
-        let told = Told::new("exec sleep 60".to_owned());
+    fn a_command_that_does_not_listen_stops_nobody_and_is_ended_with_the_mount() {
+        let told = told("exec sleep 600".to_owned(), Duration::from_millis(100));
         let begun = Instant::now();
         // More than the pipe and the queue hold.
         for chunk in 0..LINES_MAX + 100_000 {
             told.tell(format!("{chunk} 4096\n"));
         }
-        assert!(matches!(*told.teller.lock().expect("whole"), Teller::Gone));
+        assert!(matches!(
+            told.teller.lock().expect("whole").state,
+            State::Gone
+        ));
         drop(told);
-        assert!(begun.elapsed() < END_WAIT, "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 
     #[test]
     fn all_that_was_told_has_arrived_when_it_ends() {
         let directory = tempfile::tempdir().expect("directory");
         let file = directory.path().join("chunks");
-        let told = Told::new(format!("sleep 0.2; exec cat >{}", file.display()));
+        let text = format!("sleep 0.2; exec cat >{}", file.display());
+        let told = told(text, Duration::from_secs(60));
         let lines: Vec<String> = (0..1000).map(|chunk| format!("{chunk} 4096\n")).collect();
         lines.iter().for_each(|line| told.tell(line.clone()));
         drop(told);

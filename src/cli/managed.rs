@@ -1,6 +1,7 @@
 //! The options of a managed mount.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockferry::mount::managed::{ManagedOptions, PullOrder, WORKERS_MAX};
@@ -9,6 +10,7 @@ use blockferry::{Error, ErrorKind, Result};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 
+use super::hook_command::RunningHooks;
 use super::hooks::HookArgs;
 
 /// Where the local store is.
@@ -153,8 +155,12 @@ impl ManagedArgs {
         self.chunk_size
     }
 
-    /// What these options mean.
-    pub(super) fn options(&self, io_timeout: Option<Duration>) -> Result<ManagedOptions> {
+    /// What these options mean; hooks that run will be in `running`.
+    pub(super) fn options(
+        &self,
+        io_timeout: Option<Duration>,
+        running: &Arc<RunningHooks>,
+    ) -> Result<ManagedOptions> {
         let options = ManagedOptions {
             chunk_bytes: self.chunk_size,
             pull: self.pull_order()?,
@@ -169,7 +175,7 @@ impl ManagedArgs {
             memory_limit_bytes: self.memory_limit,
             io_timeout,
             record_heat: self.record_heat.clone(),
-            hooks: self.hooks.hooks(self.chunk_size),
+            hooks: self.hooks.hooks(self.chunk_size, running),
         };
         options.check()?;
         if self.pull_first && matches!(options.pull, PullOrder::Nothing) {

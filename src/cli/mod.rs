@@ -8,6 +8,7 @@ mod detach;
 mod doctor;
 mod failure;
 mod heat_map;
+mod hook_command;
 mod hooks;
 mod list;
 mod logging;

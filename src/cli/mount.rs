@@ -193,7 +193,7 @@ impl Args {
             )));
         }
         self.managed.pull_order()?;
-        let options = self.managed.options(self.io_timeout());
+        let options = self.managed.options(self.io_timeout(), &Arc::default());
         options.map(drop).map_err(Failure::Usage)
     }
 

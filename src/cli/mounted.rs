@@ -15,6 +15,7 @@ use blockferry::volume::{Volume, format_size};
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
 use tokio::task::spawn_blocking;
 
+use super::hook_command::RunningHooks;
 use super::store_place::{self, StorePlace};
 
 /// How often it is looked whether the origin has gone while it is waited for.
@@ -49,6 +50,8 @@ pub(super) struct Managed {
     pub(super) pushes: bool,
     /// What the origin does not have is given up at the end.
     pub(super) discard_dirty: AtomicBool,
+    /// Those that run.
+    pub(super) hooks: Arc<RunningHooks>,
 }
 
 impl Mounted {
@@ -107,7 +110,12 @@ impl Mounted {
                 // Its store is let go of before the last one has asked.
                 let mount = Arc::downgrade(&managed.mount);
                 let mapped = Weak::clone(&mount);
+                let hooks = Arc::clone(&managed.hooks);
                 Answers::from(move || {
+                    let common = || Status {
+                        hooks: hooks.list(),
+                        ..common()
+                    };
                     let Some(status) = mount.upgrade().map(|mount| mount.status()) else {
                         return common();
                     };
@@ -136,6 +144,14 @@ impl Mounted {
     pub(super) fn discard_dirty(&self) {
         if let Self::Managed(managed) = self {
             managed.discard_dirty.store(true, Relaxed);
+        }
+    }
+
+    /// The hooks that run.
+    pub(super) fn hooks(&self) -> Arc<RunningHooks> {
+        match self {
+            Self::Direct { .. } => Arc::default(),
+            Self::Managed(managed) => Arc::clone(&managed.hooks),
         }
     }
 
@@ -270,7 +286,8 @@ impl Managed {
         // The store is known to the server as the volume's writer, until it says that it is not.
         let holds = stays || !self.give_back().await && held || is_away && held;
         let place = self.place.clone();
-        drop(self);
+        // It waits for the command that is told of chunks.
+        let _ = spawn_blocking(move || drop(self)).await;
         let store = place.path.display();
         if !gives_up && (place.keep || holds) {
             let note = if stays {

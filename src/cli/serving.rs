@@ -64,8 +64,8 @@ impl Serving {
                 Ok(flushed) => {
                     drop(self.progress);
                     drop(self.device);
-                    let ended = self.mount.end().await;
-                    let ended = flushed.and(ended);
+                    let ended = end(self.mount, &mut self.orders, &mut self.signals, &mut asked);
+                    let ended = flushed.and(ended.await);
                     answer(asked, &ended).await;
                     drop(self.claim);
                     return ended.map(|note| {
@@ -106,6 +106,9 @@ impl Serving {
         if !forced {
             // Somebody may have opened it while all this took its time.
             self.refuse_in_use()?;
+        }
+        if forced {
+            self.mount.hooks().end_all();
         }
         self.remove().await?;
         Ok(flushed.map_err(|error| {
@@ -221,6 +224,33 @@ impl Serving {
                 "still there; what waits for the other end fails now"
             );
             self.mount.give_up();
+        }
+    }
+}
+
+/// Ends the mount, its device gone. Being told to end once more ends the hooks that it waits for. Orders
+/// that come meanwhile are added to `asked`.
+async fn end(
+    mount: Mounted,
+    orders: &mut Control,
+    signals: &mut Signals,
+    asked: &mut Vec<Order>,
+) -> Result<Option<String>> {
+    let hooks = mount.hooks();
+    let ending = mount.end();
+    tokio::pin!(ending);
+    loop {
+        tokio::select! {
+            ended = &mut ending => return ended,
+            () = signals.next() => hooks.end_all(),
+            order = orders.order() => match order.command() {
+                Command::Stop { force, .. } => {
+                    if *force { hooks.end_all(); }
+                    asked.push(order);
+                }
+                // It is told that the device has ended.
+                Command::Sync => drop(order),
+            },
         }
     }
 }

@@ -106,6 +106,8 @@ fn facts(entry: &Entry) -> Vec<(&'static str, String)> {
             ("errors", counters.errors.to_string()),
         ]);
         facts.extend(status.managed.iter().flat_map(managed_facts));
+        let hooks = status.hooks.iter();
+        facts.extend(hooks.map(|hook| ("runs hook", hook.to_string())));
         let away = status.away_since;
         facts.extend(away.map(|at| ("unreachable", format!("for {}", list::since(at)))));
         facts.extend(status.last_error.clone().map(|text| ("last error", text)));

@@ -31,4 +31,4 @@ pub use mount_record::MountRecord;
 pub use name::Name;
 pub use recovery::{Place, place, refuse_left_over, take_left_over};
 pub use running::{Entry, Life, map, running, status, stop, sync};
-pub use state::{Running, Status, redacted, unix_seconds};
+pub use state::{Running, RunningHook, Status, redacted, unix_seconds};

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::claim::Claim;
 use super::client::Outcome;
 use super::control::Command;
 use super::name::Name;
-use super::state::{Running, Status};
+use super::state::{Running, RunningHook, Status};
 use super::{client, directory, holders, recovery};
 use crate::device::{self, DeviceRecord};
 use crate::volume::state_map::Heat;
@@ -23,6 +24,9 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long it may take to look at every block of its volume.
 const MAP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether a process that was given an order waits for a hook.
+const HOOKS_POLL: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether a process that was stopped has gone.
 const GONE_POLL: Duration = Duration::from_millis(5);
@@ -130,14 +134,11 @@ pub fn stop(
     let mut note = None;
     if is_held {
         let directory = root.join(name.as_str());
-        match client::order(
-            &directory,
-            Command::Stop {
-                force,
-                discard_dirty,
-            },
-            patience,
-        ) {
+        let command = Command::Stop {
+            force,
+            discard_dirty,
+        };
+        match order_watched(&directory, command, patience) {
             Ok(Outcome::Failed(error)) => return Err(cannot_stop(name, error)),
             Ok(Outcome::Done(said)) => {
                 note = said;
@@ -169,7 +170,7 @@ pub fn sync(name: &Name, patience: Duration) -> Result<()> {
         return Err(cannot(dead));
     }
     let directory = root.join(name.as_str());
-    match client::order(&directory, Command::Sync, patience).map_err(cannot)? {
+    match order_watched(&directory, Command::Sync, patience).map_err(cannot)? {
         Outcome::Done(_) => Ok(()),
         Outcome::Ended => Err(cannot(Error::new(
             ErrorKind::NotFound,
@@ -177,6 +178,38 @@ pub fn sync(name: &Name, patience: Duration) -> Result<()> {
         ))),
         Outcome::Failed(error) => Err(cannot(error)),
     }
+}
+
+/// Gives an order, and says on which hooks of its mount it waits.
+fn order_watched(directory: &Path, command: Command, patience: Duration) -> Result<Outcome> {
+    let (answered, waiting) = channel::<()>();
+    let ordered = thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut told = Vec::new();
+            while waiting.recv_timeout(HOOKS_POLL) == Err(RecvTimeoutError::Timeout) {
+                for hook in hooks(directory) {
+                    if !told.contains(&hook) {
+                        tracing::warn!("waiting for the hook {hook}");
+                        told.push(hook);
+                    }
+                }
+            }
+        });
+        let ordered = client::order(directory, command, patience);
+        drop(answered);
+        ordered
+    });
+    ordered.map_err(|error| match hooks(directory).first() {
+        Some(hook) if error.kind() == ErrorKind::TimedOut => Error::new(
+            ErrorKind::TimedOut,
+            format!("{}; it waits for the hook {hook}", error.chain()),
+        ),
+        _ => error,
+    })
+}
+
+fn hooks(directory: &Path) -> Vec<RunningHook> {
+    client::status(directory, STATUS_TIMEOUT).map_or_else(|_| Vec::new(), |status| status.hooks)
 }
 
 /// The run-time directory, which need not exist.

@@ -75,6 +75,24 @@ impl Running {
     }
 }
 
+/// A command that is run because something happens to a device, and that somebody waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningHook {
+    /// The option that it was given by.
+    pub option: String,
+    /// The command.
+    pub command: String,
+    /// When it was started, in seconds since 1970.
+    pub since: u64,
+}
+
+impl std::fmt::Display for RunningHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let running = unix_seconds().saturating_sub(self.since);
+        write!(f, "{} `{}`, for {running} s", self.option, self.command)
+    }
+}
+
 /// What a device has done since it became ready.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -92,6 +110,9 @@ pub struct Status {
     pub lost: bool,
     /// The last failure, for people.
     pub last_error: Option<String>,
+    /// Commands that it waits for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<RunningHook>,
     /// How far a managed mount is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub managed: Option<ManagedStatus>,

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::support::{CHUNK, Host, KEEP_DIRTY, SIZE, pattern};
+use std::process::Stdio;
+
+use super::support::{CHUNK, Host, KEEP_DIRTY, SIZE, pattern, said, until};
 
 #[test]
 fn a_hook_that_fails_keeps_a_sync_from_happening() {
@@ -142,4 +144,47 @@ fn what_was_touched_first_is_recorded_and_pulled_first_the_next_time() {
     let first: Vec<_> = told.lines().skip(scanned).take(4).collect();
     let expected = [40, 7, 8, 21].map(|chunk| format!("{} {CHUNK}", chunk * CHUNK));
     assert_eq!(first, expected);
+}
+
+#[test]
+fn a_hook_that_hangs_is_named_by_those_who_wait_and_ended_by_a_forced_stop() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let args = ["--on-before-close", "sleep 600", "--hook-timeout", "600"];
+    let mut mount = host.mount(&args);
+    let hook = "--on-before-close `sleep 600`";
+    let patient = host
+        .command(&["stop", "disk", "--timeout", "600"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("it runs", || {
+        host.succeeds(&["status", "disk"]).contains(hook)
+    });
+    host.fails(&["stop", "disk", "--timeout", "3"], &[hook, "it waits for"]);
+    let ended = [hook, "told to end at once", "it was ended"];
+    host.fails(&["stop", "disk", "--force"], &ended);
+    assert_eq!(mount.ended(), Some(1));
+    let patient = patient.wait_with_output().unwrap();
+    let waited = format!("waiting for the hook {hook}");
+    for part in ended.into_iter().chain([waited.as_str()]) {
+        assert!(said(&patient).contains(part), "{}", said(&patient));
+    }
+}
+
+#[test]
+fn a_hook_has_its_time_and_no_more() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let hang = format!("test -e {} || sleep 600", host.text("go"));
+    let args = ["--on-before-sync", &hang, "--hook-timeout", "1"];
+    let mut mount = host.mount(&args);
+    mount.write(CHUNK, &pattern(CHUNK, CHUNK as usize, 1));
+    host.fails(
+        &["sync", "disk"],
+        &["--on-before-sync", "within 1 s (--hook-timeout)"],
+    );
+    fs::write(host.path("go"), "").unwrap();
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
 }

@@ -11,6 +11,8 @@ prepare() {
   sync -f "$work/mnt"
 }
 
+# A signal counts for itself a second after the one before.
+interrupted_again() { kill -INT "${pid_of[interrupted]}" 2>/dev/null; gone "${pid_of[interrupted]}"; }
 log_names_mount() { grep -q "$work/mnt" "$work/$1.log"; }
 
 prepare asked
@@ -25,8 +27,7 @@ prepare interrupted
 kill -INT "${pid_of[interrupted]}"
 wait_until 30 "who holds the device, by a signal" log_names_mount interrupted
 same "$(cat "$work/mnt/hello")" world "the file, after one signal"
-kill -INT "${pid_of[interrupted]}"
-wait_until "$STOP_LIMIT_S" "the end after a second signal" gone "${pid_of[interrupted]}"
+wait_until "$STOP_LIMIT_S" "the end after a second signal" interrupted_again
 reap interrupted || true
 umount -l "$work/mnt"
 

@@ -148,7 +148,8 @@ impl Args {
                 remote,
             });
         };
-        let options = self.managed.options(self.io_timeout())?;
+        let hooks = Arc::default();
+        let options = self.managed.options(self.io_timeout(), &hooks)?;
         let pushes = options.push;
         let mount = ManagedMount::start(&resource, cache, options, requests_max)?;
         Ok(Mounted::Managed(Managed {
@@ -157,6 +158,7 @@ impl Args {
             place,
             pushes,
             discard_dirty: AtomicBool::new(false),
+            hooks,
         }))
     }
 
