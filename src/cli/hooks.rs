@@ -25,7 +25,7 @@ pub(super) struct HookArgs {
     #[arg(long, value_name = "COMMAND")]
     on_before_sync: Option<String>,
 
-    /// Run after it; $BLOCKFERRY_PUSHED_BYTES says how many bytes went
+    /// Run after it; $BLOCKFERRY_PUSHED_BYTES says how many bytes went, zeros and discards left out
     #[arg(long, value_name = "COMMAND")]
     on_after_sync: Option<String>,
 

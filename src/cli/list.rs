@@ -76,6 +76,9 @@ pub(super) fn life(entry: &Entry) -> String {
         if managed.local_bytes < managed.size_bytes {
             text.push_str(&format!(", {}% local", status::percent_local(managed)));
         }
+        if managed.store_full_since.is_some() {
+            text.push_str(", store full");
+        }
         if managed.dirty_bytes > 0 {
             text.push_str(&format!(", {} dirty", format_size(managed.dirty_bytes)));
         }

@@ -132,6 +132,13 @@ fn told(status: &ManagedStatus, is_dirty: bool) -> Option<String> {
             rate => format!("{dirty} dirty, {}/s to the origin", format_size(rate)),
         });
     }
+    if let Some(since) = status.store_full_since {
+        let full = unix_seconds().saturating_sub(since);
+        parts.push(format!(
+            "the local store is full for {}",
+            list::duration(full)
+        ));
+    }
     match (status.away_since, status.seconds_left) {
         (Some(since), _) => {
             let away = unix_seconds().saturating_sub(since);

@@ -17,7 +17,7 @@ const PARTS_DEFAULT: u32 = 256;
 /// Shows what one device is and what it has done
 ///
 /// For a managed mount also what of it is local, what was written and is not at the origin yet
-/// (dirty), how fast both move at the moment, how many reads had to wait for the origin (misses), and
+/// (dirty; what was discarded counts), how fast both move at the moment, how many reads had to wait for the origin (misses), and
 /// how long they took. --json has the histograms.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -128,6 +128,17 @@ fn managed_facts(status: &ManagedStatus) -> Vec<(&'static str, String)> {
         ("pull", total(status.pull_rate, status.fetched_bytes)),
         ("push", total(status.push_rate, status.pushed_bytes)),
     ];
+    if status.pushed_zeroes_bytes > 0 {
+        let zeroed = format_size(status.pushed_zeroes_bytes);
+        facts.push((
+            "push of zeros",
+            format!("{zeroed} so far, discards included"),
+        ));
+    }
+    facts.extend(status.store_full_since.map(|at| {
+        let what = "what is not local cannot be kept, and a read of it fails, until there is room";
+        ("store full", format!("for {}: {what}", list::since(at)))
+    }));
     let left = status.seconds_left;
     facts.extend(left.map(|left| ("all local in", list::duration(left))));
     let ratio = status.hit_ratio.map_or_else(String::new, |ratio| {

@@ -151,6 +151,9 @@ fn a_discard_of_the_whole_device_is_a_few_requests_and_takes_no_space() {
     assert_eq!(rig.put(5 * REGION, BLOCK, 8), Ok(()));
     world.run(mount.sync()).expect("synced");
     assert_eq!(dirty_blocks(&mount), 0);
+    let told = mount.status();
+    assert_eq!(told.pushed_bytes, BLOCK, "a discard takes no bytes there");
+    assert_eq!(told.pushed_zeroes_bytes, size - BLOCK);
     assert_eq!(world.origin.calls_of(Op::Read), []);
     assert_eq!(
         world.origin.calls_of(Op::Write),

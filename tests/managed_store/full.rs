@@ -97,12 +97,19 @@ fn the_pull_waits_for_room_and_goes_on() {
     until("the disk is full", || mount.status().store_failures > 40);
     let fetched = mount.status().fetched_bytes;
     assert!(mount.status().local_bytes < CHUNKS * CHUNK);
+    let told = mount.status();
+    assert!(told.store_full_since.is_some(), "{told:?}");
+    assert_eq!(told.seconds_left, None, "nobody knows");
+    until("what came and did not fit is no rate", || {
+        mount.status().pull_rate == 0
+    });
     assert!(
         fetched < 4 * CHUNKS * CHUNK,
         "{fetched} bytes were fetched for nothing"
     );
     drop(ballast);
     world.run(mount.pulled());
+    assert_eq!(mount.status().store_full_since, None, "there is room again");
     let mut rig = Rig::of(&mount);
     assert!((0..CHUNKS).all(|chunk| has(&mut rig, chunk)));
 }

@@ -117,6 +117,8 @@ impl Shared {
                 .await?;
             under_way.arrived(len as u64);
             self.pushing.moved(len as u64, Instant::now());
+            let pushed = &self.counters.pushed_bytes;
+            pushed.fetch_add(len as u64, Ordering::Relaxed);
             self.deadline.answered();
         }
         Ok(())
@@ -127,6 +129,8 @@ impl Shared {
         self.origin
             .write_zeroes(offset, len as u64, false, false)
             .await?;
+        let zeroed = &self.counters.pushed_zeroes_bytes;
+        zeroed.fetch_add(len as u64, Ordering::Relaxed);
         self.deadline.answered();
         Ok(())
     }
@@ -291,11 +295,6 @@ impl Batch {
         let sent = std::mem::take(&mut self.sending);
         sent.iter().for_each(|run| map.flushed(*run));
         map.collapse_if_crowded(&sent);
-        let blocks: u64 = sent.iter().map(|run| run.len()).sum();
-        self.shared
-            .counters
-            .pushed_bytes
-            .fetch_add(blocks * BLOCK_BYTES, Ordering::Relaxed);
     }
 }
 

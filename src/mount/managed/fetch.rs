@@ -395,13 +395,15 @@ impl Shared {
         self.deadline.answered();
         // What is past the end of what the origin has reads as zeros (L9).
         buffer.bytes_mut()[count.min(len)..].fill(0);
-        under_way.arrived(data_bytes(&buffer.bytes()[..len]));
+        let data_bytes = data_bytes(&buffer.bytes()[..len]);
+        under_way.arrived(data_bytes);
         self.fetched(len as u64);
         let shared = Arc::clone(self);
         self.tasks
             .blocking(move || shared.fill(blocks, &buffer))
             .await
             .map_err(|error| self.store_failed("fill", offset, len, &error))?;
+        self.stored(len as u64, data_bytes);
         fetch.came();
         Ok(())
     }

@@ -135,6 +135,8 @@ struct Shared {
     counters: Counters,
     miss_times: Latencies,
     last_error: Mutex<Option<String>>,
+    /// Since when the store has had no room; 0 for no such time. In seconds since 1970.
+    full_since: AtomicU64,
     tasks: Tasks,
 }
 
@@ -144,6 +146,7 @@ struct Counters {
     fetched_bytes: AtomicU64,
     fetches: AtomicU64,
     pushed_bytes: AtomicU64,
+    pushed_zeroes_bytes: AtomicU64,
     origin_failures: AtomicU64,
     store_failures: AtomicU64,
 }
@@ -402,6 +405,7 @@ impl Shared {
             counters: Counters::default(),
             miss_times: Latencies::default(),
             last_error: Mutex::default(),
+            full_since: AtomicU64::new(0),
             tasks: Tasks::default(),
             checkpointer: Arc::new(checkpointer),
             origin: backend,
@@ -463,7 +467,14 @@ impl Shared {
         self.counters
             .fetched_bytes
             .fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes are in the store that were not.
+    fn stored(&self, bytes: u64, data_bytes: u64) {
         self.pulling.moved(bytes, Instant::now());
+        if data_bytes > 0 && self.full_since.swap(0, Ordering::Relaxed) != 0 {
+            tracing::info!("the local store has room again");
+        }
     }
 
     fn dirty_bytes(&self) -> u64 {

@@ -16,7 +16,8 @@ use crate::volume::managed::LatencySummary;
 pub struct ManagedStatus {
     /// How many bytes are in the local store.
     pub local_bytes: u64,
-    /// How many of them are not durable at the origin yet.
+    /// How many of them are not durable at the origin yet; what was discarded here and is not discarded
+    /// there counts as well.
     pub dirty_bytes: u64,
     /// How long the volume is, in bytes.
     pub size_bytes: u64,
@@ -26,7 +27,9 @@ pub struct ManagedStatus {
     pub fetches: u64,
     /// How many went there.
     pub pushed_bytes: u64,
-    /// What came from the origin in the last three seconds, in bytes a second.
+    /// How much was zeroed there without bytes: what was discarded here, or written as zeros.
+    pub pushed_zeroes_bytes: u64,
+    /// What came from the origin into the store in the last three seconds, in bytes a second.
     pub pull_rate: u64,
     /// What went there in the last three seconds, in bytes a second.
     pub push_rate: u64,
@@ -57,6 +60,8 @@ pub struct ManagedStatus {
     pub origin_failures: u64,
     /// Failures of the local store.
     pub store_failures: u64,
+    /// Since when nothing that takes room has fitted into it, in seconds since 1970.
+    pub store_full_since: Option<u64>,
     /// Since when the origin cannot be reached, in seconds since 1970.
     pub away_since: Option<u64>,
     /// Why the origin will not come back.
@@ -79,6 +84,7 @@ impl Shared {
         let local_bytes = (counts.present * BLOCK_BYTES).min(size_bytes);
         let pulls = !matches!(self.options.pull, PullOrder::Nothing);
         let pull_rate = self.pulling.rate(now);
+        let full_since = self.full_since.load(Relaxed);
         let missed_reads = self.store.missed.load(Relaxed);
         let hit_reads = reads.saturating_sub(missed_reads);
         ManagedStatus {
@@ -88,12 +94,13 @@ impl Shared {
             fetched_bytes: counters.fetched_bytes.load(Relaxed),
             fetches: counters.fetches.load(Relaxed),
             pushed_bytes: counters.pushed_bytes.load(Relaxed),
+            pushed_zeroes_bytes: counters.pushed_zeroes_bytes.load(Relaxed),
             pull_rate,
             push_rate: self.pushing.rate(now),
             pull_rate_best: self.downlink.rate() as u64,
             push_rate_best: self.uplink.rate() as u64,
             pulls,
-            seconds_left: (pulls && local_bytes < size_bytes && pull_rate > 0)
+            seconds_left: (pulls && local_bytes < size_bytes && pull_rate > 0 && full_since == 0)
                 .then(|| (size_bytes - local_bytes).div_ceil(pull_rate)),
             fetches_under_way: self.fetches.count() as u64,
             missed_reads,
@@ -104,6 +111,7 @@ impl Shared {
             timeouts: self.deadline.timeouts().load(Relaxed),
             origin_failures: counters.origin_failures.load(Relaxed),
             store_failures: counters.store_failures.load(Relaxed),
+            store_full_since: (full_since > 0).then_some(full_since),
             away_since: away_since
                 .and_then(|since| since.duration_since(UNIX_EPOCH).ok())
                 .map(|since| since.as_secs()),
