@@ -154,6 +154,10 @@ impl AsyncBackend for LocalFile {
         self.pooled.write_zeroes(offset, len, no_unmap, fua)
     }
 
+    fn settled(&self) -> BackendFuture<'_, ()> {
+        self.pooled.settled()
+    }
+
     fn allocated(&self, range: Range<u64>) -> BackendFuture<'_, Vec<Extent>> {
         self.pooled.allocated(range)
     }

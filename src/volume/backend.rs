@@ -203,6 +203,12 @@ pub trait AsyncBackend: Send + Sync + 'static {
     /// As [`Backend::allocated`].
     fn allocated(&self, range: Range<u64>) -> BackendFuture<'_, Vec<Extent>>;
 
+    /// Waits until no change that was given up goes on any more. Whoever opens the resource anew knows
+    /// nothing of such a change, and it would land after what is written then.
+    fn settled(&self) -> BackendFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Ends the use of the resource: what a peer holds for us (a lease) is given back.
     fn close(&self) -> BackendFuture<'_, ()> {
         Box::pin(async { Ok(()) })

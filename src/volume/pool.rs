@@ -17,7 +17,8 @@ const DEMAND_PART: u32 = 4;
 ///
 /// A call that was given up (its future dropped) goes on in its thread with a buffer of its own;
 /// a later call that overlaps a write given up waits for it, since calls that change the volume
-/// hold the range until they really ended.
+/// hold the range until they really ended. One through another `Pooled` of the same backend does not:
+/// [`settled`](AsyncBackend::settled) comes first.
 pub struct Pooled<B: ?Sized> {
     size: u64,
     capabilities: Capabilities,
@@ -141,6 +142,13 @@ impl<B: Backend + ?Sized> AsyncBackend for Pooled<B> {
             backend.write_zeroes(offset, len, no_unmap)?;
             if fua { backend.flush() } else { Ok(()) }
         }))
+    }
+
+    fn settled(&self) -> BackendFuture<'_, ()> {
+        Box::pin(async {
+            drop(self.ranges.clone().hold(0..u64::MAX).await);
+            Ok(())
+        })
     }
 
     fn allocated(&self, range: Range<u64>) -> BackendFuture<'_, Vec<Extent>> {

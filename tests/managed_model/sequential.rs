@@ -68,6 +68,7 @@ struct World {
 
 struct Mounted {
     mount: ManagedMount,
+    resource: Resource,
     rig: Rig,
 }
 
@@ -110,7 +111,25 @@ impl World {
         let mount = ManagedMount::start(&resource, cache, self.options.clone(), DEPTH.into())
             .expect("mounted");
         let rig = Rig::new(mount.volume().clone());
-        Mounted { mount, rig }
+        Mounted {
+            mount,
+            resource,
+            rig,
+        }
+    }
+
+    /// Ends a mount as if its process were killed, in which no thread goes on either.
+    fn kill(&self, mounted: Mounted) {
+        let origin = mounted.resource.as_async();
+        drop(mounted);
+        for _ in 0..LOCK_TRIES {
+            if Arc::strong_count(&origin) == 1 {
+                // No task of the mount is left that could begin anything.
+                return self.runtime.block_on(origin.settled()).expect("settled");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("the origin is never let go of");
     }
 
     /// Opens the cache, as soon as what was under way when it was dropped has let go of it.
@@ -181,7 +200,7 @@ fn behaves(origin_bytes: u64, pull: PullOrder, events: &[Event]) -> Result<(), T
                 mounted = world.mount();
             }
             Event::Kill => {
-                drop(mounted);
+                world.kill(mounted);
                 mounted = world.mount();
             }
         }

@@ -23,7 +23,7 @@ fn a_demand_read_goes_at_once_while_every_pull_is_held() {
         ..world.options.clone()
     });
     // What the window allows before anything is known of the link.
-    world.run(world.origin.held(4));
+    world.run(world.origin.held(2));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| Rig::of(&mount).get(200 * CHUNK, BLOCK)[0]);
         world.run(world.origin.came(|call| {
@@ -45,7 +45,7 @@ fn a_chunk_that_waits_to_be_pulled_goes_at_once_when_somebody_asks_for_it() {
         pull_workers: 32,
         ..world.options.clone()
     });
-    world.run(world.origin.held(4));
+    world.run(world.origin.held(2));
     until("many wait", || mount.status().fetches_under_way == 32);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| Rig::of(&mount).get(31 * CHUNK, BLOCK)[0]);
@@ -89,7 +89,7 @@ fn demand_is_not_kept_from_a_backend_with_few_calls() {
         pull: PullOrder::Sequential,
         ..world.options.clone()
     });
-    until("the pull is held", || backend.held() > 3);
+    until("the pull is held", || backend.held() > 1);
     let mut rig = Rig::of(&mount);
     for chunk in 100..120 {
         assert_eq!(rig.get(chunk * CHUNK, BLOCK)[0], 0);

@@ -364,13 +364,39 @@ fn what_is_waited_for_is_sent_however_much_is_pulled() {
         ..remote(&world)
     });
     let mut rig = Rig::of(&mount);
-    until("the pull is held", || backend.held() > 3);
+    until("the pull is held", || backend.held() > 1);
     assert_eq!(rig.put(9 * CHUNK, BLOCK, 5), Ok(()));
     assert_eq!(rig.run(flush()), Ok(()));
     let mut byte = [0];
     backend.inner().read_at(&mut byte, 9 * CHUNK).expect("read");
     assert_eq!(byte, [5]);
     backend.release();
+}
+
+#[test]
+fn a_mount_has_not_ended_while_a_write_that_it_began_goes_on_at_the_origin() {
+    let backend = Arc::new(faults::Faulty::new(
+        MemoryMap::new(BLOCKS * CHUNK).expect("memory"),
+    ));
+    backend.plan(faults::Rule::always(Op::Write, faults::Fault::Hold));
+    let mut world = World::new(Origin::new(BLOCKS * CHUNK));
+    let resource = Resource::custom("faulty", backend.clone(), OpenOptions::default());
+    world.resource = resource.expect("a resource");
+    let mount = world.mount_as(ManagedOptions {
+        push: true,
+        ..world.options.clone()
+    });
+    assert_eq!(Rig::of(&mount).put(0, BLOCK, 1), Ok(()));
+    until("the push is held", || backend.held() > 0);
+    let waited = Duration::from_millis(200);
+    world
+        .run(async { tokio::time::timeout(waited, mount.finish()).await })
+        .expect_err("the write goes on");
+    backend.release();
+    world.run(mount.finish()).expect("finished");
+    let mut byte = [0];
+    backend.inner().read_at(&mut byte, 0).expect("read");
+    assert_eq!(byte, [1], "it was over when the mount had ended");
 }
 
 #[test]

@@ -40,7 +40,7 @@ mod zero;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -70,6 +70,9 @@ pub use self::status::ManagedStatus;
 
 /// How many calls of the hook that a chunk is local run at once.
 const HOOKS_MAX: usize = 16;
+
+/// How long the end of a mount waits for writes to the origin that were given up.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The share of the memory that is kept for I/O on the store, where queues do not do it themselves: one
 /// in as many.
@@ -328,7 +331,7 @@ impl ManagedMount {
     }
 
     /// How long ago the origin last gave an answer.
-    pub fn silent_for(&self) -> std::time::Duration {
+    pub fn silent_for(&self) -> Duration {
         self.shared.deadline.silent_for()
     }
 
@@ -339,7 +342,8 @@ impl ManagedMount {
     /// # Errors
     /// When the hook, the store or the record fails; everything is done all the same. `Busy` when a
     /// write is under way on a queue: then the store is durable, but only a process that goes on for
-    /// this one knows of that write.
+    /// this one knows of that write. `TimedOut` when a write that was given up still goes on at the
+    /// origin: whoever opened that again in this process could have it overwritten.
     pub async fn finish(&self) -> Result<()> {
         let shared = &self.shared;
         let mut result = Ok(());
@@ -352,7 +356,7 @@ impl ManagedMount {
             let saved = order::save(path, &touched.order(), shared.options.chunk_bytes);
             result = result.and(saved);
         }
-        result.and(shared.close().await)
+        result.and(shared.close().await).and(shared.settle().await)
     }
 }
 
@@ -449,6 +453,21 @@ impl Shared {
             false => Err(Error::new(
                 ErrorKind::Busy,
                 "a write is under way on the volume whose mount ends",
+            )),
+        }
+    }
+
+    /// Waits for writes to the origin that were given up.
+    async fn settle(&self) -> Result<()> {
+        match tokio::time::timeout(SETTLE_LIMIT, self.origin.settled()).await {
+            Ok(settled) => settled.context_io(|| "cannot wait for the last writes to the origin"),
+            Err(_) => Err(Error::new(
+                ErrorKind::TimedOut,
+                format!(
+                    "a write to the origin that was given up still goes on after {} s: open the origin \
+                     again only when it is over, or in another process when this one has ended",
+                    SETTLE_LIMIT.as_secs()
+                ),
             )),
         }
     }

@@ -54,6 +54,9 @@ const OUTAGE_FACTOR: u32 = 8;
 /// nothing else lately. It is not known before they arrive that they are zeros.
 const ZEROS_GAIN: f64 = 4.0;
 
+/// How much may be in flight as long as nothing but zeros came, before that factor, in bytes.
+const ZEROS_START_BYTES: u64 = 1 << 20;
+
 /// Bytes that were asked for; to be given back to the window they came from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sent {
@@ -133,8 +136,11 @@ impl Window {
         }
         let more = self.dense.max(1.0 / ZEROS_GAIN).recip();
         let Some(held) = self.held_by_link() else {
-            let start = start_bytes(self.piece_bytes) as f64;
-            return ((start * more) as u64).min(self.limit_bytes);
+            let start = match self.dense < 1.0 {
+                true => ZEROS_START_BYTES.max(start_bytes(self.piece_bytes)),
+                false => start_bytes(self.piece_bytes),
+            };
+            return ((start as f64 * more) as u64).min(self.limit_bytes);
         };
         let gain = match &self.starting {
             Some(_) => START_GAIN,
