@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
 use blockferry::ops;
+use blockferry::volume::cache::Contents;
 use blockferry::volume::memory::available_bytes;
 use blockferry::volume::{cache, format_size};
 use blockferry::{Context, Error, ErrorKind, Result};
@@ -81,20 +82,29 @@ impl StorePlace {
             true => "name another directory with --cache, or ",
             false => "",
         };
+        let drop = format!("blockferry cache drop {path}{}", self.drop_option());
         let advice = match error.kind() {
             ErrorKind::Foreign => match self.other_chunk(chunk_bytes) {
-                Some(chunk) => format!(
-                    "go on with it by --chunk-size {chunk}, or remove it with `blockferry cache drop {path}`"
-                ),
-                None => format!("{elsewhere}remove it with `blockferry cache drop {path}`"),
+                Some(chunk) => {
+                    format!("go on with it by --chunk-size {chunk}, or remove it with `{drop}`")
+                }
+                None => format!("{elsewhere}remove it with `{drop}`"),
             },
-            ErrorKind::Damaged => format!(
-                "nothing of it was used; {elsewhere}give up what it held with `blockferry cache drop \
-                 {path} --discard-dirty`"
-            ),
+            ErrorKind::Damaged => {
+                format!("nothing of it was used; {elsewhere}give up what it held with `{drop}`")
+            }
             _ => return error,
         };
         Error::new(error.kind(), format!("{}; {advice}", error.chain()))
+    }
+
+    /// What dropping it takes: it may hold local writes, or nobody can say what it holds.
+    fn drop_option(&self) -> &'static str {
+        match cache::inspect(&self.path, &live_maps()).map(|report| report.contents) {
+            Ok(Contents::Idle(held)) if held.dirty_bytes == 0 => "",
+            Ok(Contents::InUse(_)) => "",
+            _ => " --discard-dirty",
+        }
     }
 
     /// Removes its directory, unless that is the user's or has anything in it.

@@ -1,6 +1,7 @@
 //! From a ticket to a session on the client: addresses, handshake, hello.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(super) struct Dialer {
     tls: ClientTls,
     v4: Mutex<Option<Endpoint>>,
     v6: Mutex<Option<Endpoint>>,
+    /// The server may have heard who we are.
+    has_said_hello: AtomicBool,
 }
 
 /// Why there is no session.
@@ -94,11 +97,17 @@ impl Dialer {
             tls,
             v4: Mutex::default(),
             v6: Mutex::default(),
+            has_said_hello: AtomicBool::new(false),
         })
     }
 
     pub(super) fn target(&self) -> &Ticket {
         &self.target
+    }
+
+    /// Whether a hello was sent, so that the server may have granted something.
+    pub(super) fn has_said_hello(&self) -> bool {
+        self.has_said_hello.load(Ordering::Relaxed)
     }
 
     /// One try at a session.
@@ -196,6 +205,7 @@ impl Dialer {
             send.write_all(&Preamble::OURS.encode())
                 .await
                 .map_err(|_| ControlError::Ended)?;
+            self.has_said_hello.store(true, Ordering::Relaxed);
             write_message(&mut send, &ClientMessage::Hello(hello)).await?;
             let theirs = read_preamble(&mut recv).await?;
             if Preamble::OURS.common_version(&theirs).is_none() {

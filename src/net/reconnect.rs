@@ -90,13 +90,19 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
 
 fn out_of_time(dialer: &Dialer, options: &RemoteOptions, last: Option<Error>) -> Error {
     let seconds = options.connect_timeout.as_secs_f32();
+    // Whoever may have heard of us may have granted something.
+    let kind = match dialer.has_said_hello() {
+        true => ErrorKind::TimedOut,
+        false => ErrorKind::Unreachable,
+    };
     match last {
-        Some(error) => Error::new(
+        Some(error) if error.kind() != ErrorKind::Unreachable => Error::new(
             error.kind(),
             format!("{} (tried for {seconds} s)", error.chain()),
         ),
+        Some(error) => Error::new(kind, format!("{} (tried for {seconds} s)", error.chain())),
         None => Error::new(
-            ErrorKind::Unreachable,
+            kind,
             format!(
                 "no answer from {} in {seconds} s; is `blockferry serve` running there, and \
                  does UDP port {} get through?",

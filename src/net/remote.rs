@@ -132,7 +132,8 @@ impl Remote {
     /// keeps the connection up.
     ///
     /// # Errors
-    /// `Unreachable` after the timeout; `Unauthenticated` for a server with another certificate
+    /// `Unreachable` after the timeout, where the server has not heard of us, and `TimedOut` where it
+    /// may have; `Unauthenticated` for a server with another certificate
     /// and for a secret that is refused; `NotFound` for an unknown volume; `Protocol` for a peer
     /// of another version; `ReadOnly` for one that cannot be written; `Busy` while another writer
     /// holds the lease; `Fenced` and `Replaced` where what the options know is not so any more, or

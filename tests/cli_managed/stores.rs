@@ -3,6 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use super::support::{CHUNK, Host, KEEP_DIRTY, SIZE, pattern};
 
 /// A cache in which a chunk is local and `dirty` or not, of a mount that was stopped.
@@ -147,7 +150,17 @@ fn a_damaged_cache_and_one_of_another_version_are_not_used() {
             .unwrap();
         file.set_len(len).unwrap();
     };
-    let damages: [(&str, &dyn Fn()); 6] = [
+    left_cache(&host, true);
+    fs::rename(host.path("cache").join("map"), host.path("other-map")).unwrap();
+    host.succeeds(&["cache", "drop", &host.text("cache"), "--discard-dirty"]);
+    host.forget_lease();
+    let damages: [(&str, &dyn Fn()); 8] = [
+        ("`map` belongs to another store", &|| {
+            fs::copy(host.path("other-map"), host.path("cache").join("map")).unwrap();
+        }),
+        ("there is no `meta`", &|| {
+            fs::remove_file(host.path("cache").join("meta")).unwrap()
+        }),
         ("version 999", &|| write("meta", &999u16.to_le_bytes(), 8)),
         ("checksum", &|| write("meta", &[0xff], 40)),
         ("`meta` has 100 bytes", &|| truncate("meta", 100)),
@@ -160,7 +173,7 @@ fn a_damaged_cache_and_one_of_another_version_are_not_used() {
     for (what, damage) in damages {
         let cache = left_cache(&host, true);
         damage();
-        let drop = format!("blockferry cache drop {cache}");
+        let drop = format!("blockferry cache drop {cache} --discard-dirty");
         host.fails(
             &mount_args(&host.ticket(), &cache),
             &[what, &drop, "another directory"],
@@ -170,6 +183,45 @@ fn a_damaged_cache_and_one_of_another_version_are_not_used() {
         host.succeeds(&["cache", "drop", &cache, "--discard-dirty"]);
         host.forget_lease();
     }
+}
+
+#[test]
+fn what_is_no_plain_file_is_named_and_holds_nobody_up() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let cache = left_cache(&host, true);
+    let args = mount_args(&host.ticket(), &cache).map(str::to_owned);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    for name in ["map", "data", "meta"] {
+        let (file, aside) = (host.path("cache").join(name), host.path("aside"));
+        fs::rename(&file, &aside).unwrap();
+        mkfifo(&file, Mode::S_IRWXU).unwrap();
+        let named = format!("`{name}`");
+        host.fails(
+            &args,
+            &[&cache, &named, "it is a FIFO", "another directory"],
+        );
+        host.fails(&["cache", "show", &cache], &[&named, "it is a FIFO"]);
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        host.fails(&args, &[&cache, &named, "it is a directory"]);
+        fs::remove_dir(&file).unwrap();
+        fs::rename(&aside, &file).unwrap();
+    }
+    assert_eq!(host.cache(&cache)["dirty_bytes"], CHUNK);
+}
+
+#[test]
+fn a_mount_that_never_reached_its_server_leaves_nothing() {
+    let Some(host) = Host::new() else { return };
+    host.serve().end();
+    let ticket = host.ticket();
+    let mount = ["mount", ticket.as_str(), "--device", "fuse"];
+    host.fails(&mount, &["no answer from"]);
+    assert!(host.stores().is_empty(), "{:?}", host.stores());
+    let cache = host.text("cache");
+    host.fails(&mount_args(&ticket, &cache), &["no answer from"]);
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 0);
 }
 
 #[test]

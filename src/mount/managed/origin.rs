@@ -57,27 +57,31 @@ pub async fn open(
     store: &StoreOptions,
 ) -> Result<(Arc<Remote>, OpenedCache)> {
     let begin = || CacheDirectory::begin(&store.path, &store.run_directory, store.persistent);
-    if let Begun::Known {
-        identity,
-        size_bytes,
-    } = begin()?
-    {
-        let cache = CacheDirectory::open(
-            &store.path,
-            &store.cache(&target.url(), identity, size_bytes),
-        )?;
-        if let Some(opened) = go_on(&target, &remote, store, cache, identity).await? {
-            return Ok(opened);
+    let opening = match begin()? {
+        Begun::New(opening) => opening,
+        Begun::Known {
+            identity,
+            size_bytes,
+        } => {
+            let options = store.cache(&target.url(), identity, size_bytes);
+            let cache = CacheDirectory::open(&store.path, &options)?;
+            if let Some(opened) = go_on(&target, &remote, store, cache, identity).await? {
+                return Ok(opened);
+            }
+            discard(&store.path, &store.run_directory, Discard::EvenDirty)?;
+            match begin()? {
+                Begun::New(opening) => opening,
+                Begun::Known { .. } => {
+                    let path = store.path.display();
+                    return Err(Error::new(
+                        ErrorKind::Busy,
+                        format!("another process makes a store in {path}"),
+                    ));
+                }
+            }
         }
-        discard(&store.path, &store.run_directory, Discard::EvenDirty)?;
-    }
-    match begin()? {
-        Begun::New(opening) => make(target, remote, store, opening).await,
-        Begun::Known { .. } => Err(Error::new(
-            ErrorKind::Busy,
-            format!("another process makes a store in {}", store.path.display()),
-        )),
-    }
+    };
+    make(target, remote, store, opening).await
 }
 
 async fn make(
@@ -94,7 +98,8 @@ async fn make(
     let remote = match Remote::connect(target, options).await {
         Ok(remote) => remote,
         Err(error) => {
-            if is_refusal(error.kind()) {
+            let never_heard = error.kind() == ErrorKind::Unreachable && opening.number == 1;
+            if is_refusal(error.kind()) || never_heard {
                 // Nobody knows of this store.
                 let _ = discard(&store.path, &store.run_directory, Discard::EvenDirty);
             }

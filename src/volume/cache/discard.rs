@@ -3,12 +3,12 @@
 use std::io;
 use std::path::Path;
 
-use super::files::{OsDirectory, StoreDirectory, StoreFile};
+use super::files::{OsDirectory, StoreFile};
 use super::inspect::no_cache;
 use super::live::LivePlace;
 use super::map_file::MAP;
 use super::meta::{META, META_NEW, Meta};
-use super::open::Place;
+use super::open::{NO_META, Place, begins_with};
 use super::{DATA, Found, OpenedCache, lock, meta, page};
 use crate::volume::geometry::BlockRange;
 use crate::volume::{StateMap, format_size};
@@ -39,7 +39,8 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
     };
     let data = lock::open_data(&directory, path, true)?;
     if what == Discard::Clean {
-        let meta = meta?.ok_or_else(|| no_cache(path))?;
+        let no_meta = || place.refuse(ErrorKind::Damaged, NO_META.to_owned());
+        let meta = meta?.ok_or_else(no_meta)?;
         let dirty_bytes = place.held(&meta)?.dirty_bytes;
         if dirty_bytes != 0 {
             let dirty = format_size(dirty_bytes);
@@ -53,14 +54,6 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
 
 fn begins_like_a_cache(directory: &OsDirectory) -> bool {
     begins_with(directory, META, meta::MAGIC) || begins_with(directory, MAP, page::MAGIC)
-}
-
-fn begins_with(directory: &OsDirectory, name: &str, magic: &[u8; 8]) -> bool {
-    let mut found = [0; 8];
-    let file = directory.open(name);
-    file.and_then(|file| file.read_exact_at(&mut found, 0))
-        .is_ok()
-        && found == *magic
 }
 
 /// At every moment of it there is a cache that is empty or being made, or none.

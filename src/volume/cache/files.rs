@@ -1,9 +1,9 @@
 //! What a cache asks of its files, behind traits, so that tests can record and lose what was written.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileType, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -180,8 +180,18 @@ impl OsDirectory {
         }
     }
 
-    /// Opens a file for reading and writing. Never through a link.
+    /// Opens a file for reading and writing. Never through a link, nor anything but a plain file.
     pub(super) fn open_file(&self, name: &str, create: bool) -> io::Result<File> {
+        let path = self.path.join(name);
+        match std::fs::symlink_metadata(&path).map(|found| kind_of(found.file_type())) {
+            Ok(Some(kind)) => {
+                return Err(io::Error::other(format!(
+                    "it is {kind}, where a cache has a plain file: name another directory, or move it away"
+                )));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         OpenOptions::new()
             .read(true)
             .write(true)
@@ -189,8 +199,21 @@ impl OsDirectory {
             .truncate(false)
             .mode(0o600)
             .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(self.path.join(name))
+            .open(path)
     }
+}
+
+/// What is no plain file.
+fn kind_of(found: FileType) -> Option<&'static str> {
+    let kinds = [
+        (found.is_dir(), "a directory"),
+        (found.is_symlink(), "a symbolic link"),
+        (found.is_fifo(), "a FIFO"),
+        (found.is_socket(), "a socket"),
+        (!found.is_file(), "a device"),
+    ];
+    let kind = kinds.into_iter().find(|(is_it, _)| *is_it);
+    kind.map(|(_, name)| name)
 }
 
 /// Makes a directory with those above it. A flush says little if the power cut takes the folder with it.

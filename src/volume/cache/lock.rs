@@ -16,6 +16,12 @@ use crate::{Context, Error, ErrorKind, Result};
 /// How often somebody may remove `data` between our opening it and our locking it.
 const TRIES_MAX: usize = 16;
 
+/// Of a process whose end has begun (`linux/sched.h`).
+const PF_EXITING: u64 = 0x4;
+
+/// How long somebody may take to die who was killed just now, or to let go who is about to.
+const LETS_GO_WAIT: Duration = Duration::from_millis(250);
+
 /// How long the last writes of a process that has died may take.
 const LAST_WRITES_WAIT: Duration = Duration::from_secs(10);
 
@@ -38,16 +44,18 @@ pub(super) fn open_data(directory: &OsDirectory, path: &Path, create: bool) -> R
 
 fn lock_data(data: File, path: &Path) -> Result<Flock<File>> {
     let holder = holder(&data);
-    let lives = holder.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists());
-    let options = FileOptions {
-        lock_patience: if lives {
-            Duration::ZERO
-        } else {
-            LAST_WRITES_WAIT
-        },
-        ..FileOptions::default()
+    let lives = || holder.is_some_and(lives);
+    let same = data
+        .try_clone()
+        .context_io(|| format!("cannot open `{DATA}` in {}", path.display()))?;
+    let first = file::lock(same, path, patience(LETS_GO_WAIT));
+    let locked = match first {
+        Err(error) if error.kind() == ErrorKind::Busy && !lives() => {
+            file::lock(data, path, patience(LAST_WRITES_WAIT))
+        }
+        other => other,
     };
-    file::lock(data, path, options).map_err(|error| match (error.kind(), holder) {
+    locked.map_err(|error| match (error.kind(), holder) {
         (ErrorKind::Busy, Some(pid)) => Error::new(
             ErrorKind::Busy,
             format!(
@@ -57,6 +65,32 @@ fn lock_data(data: File, path: &Path) -> Result<Flock<File>> {
         ),
         _ => error,
     })
+}
+
+fn patience(lock_patience: Duration) -> FileOptions {
+    FileOptions {
+        lock_patience,
+        ..FileOptions::default()
+    }
+}
+
+/// Whether a process is there and not about to end: one that was killed is still listed while its
+/// memory and its rings are taken down, and until its parent has asked for its status.
+fn lives(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !is_ending(&stat))
+}
+
+/// `3049 (name) S 1 …`: the state, and six fields behind it the flags.
+fn is_ending(stat: &str) -> bool {
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok());
+    matches!(fields.first(), Some(&("Z" | "X")))
+        || flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// Whether the file that we have locked still is the one in the directory.
@@ -108,4 +142,29 @@ fn holder_in(locks: &str, place: &str) -> Option<u32> {
             _ => None,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_process_that_has_died_does_not_live_however_long_it_is_listed() {
+        assert!(lives(std::process::id()));
+        let mut child = Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("started");
+        assert!(lives(child.id()));
+        child.kill().expect("killed");
+        // It is a zombie until it is waited for.
+        while lives(child.id()) {
+            std::thread::yield_now();
+        }
+        child.wait().expect("waited");
+        assert!(!lives(child.id()));
+        assert!(is_ending("7 (a) b) S 1 7 7 0 -1 4194564 0"));
+        assert!(!is_ending("7 (a) b) S 1 7 7 0 -1 4194560 0"));
+    }
 }

@@ -10,12 +10,15 @@ use super::files::{StoreDirectory, StoreFile};
 use super::live::LivePlace;
 use super::map_file::{MAP, MapFile, MapKind};
 use super::meta::{META, META_NEW, Meta, MetaFile};
-use super::{CacheOptions, DATA, Found, FoundState};
+use super::{CacheOptions, DATA, Found, FoundState, page};
 use crate::volume::StateMap;
 use crate::volume::format_size;
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::state_map::{AdoptError, LiveMap, LiveMapKey};
 use crate::{Context, Error, ErrorKind, Result};
+
+/// What is wrong where there is a map alone.
+pub(super) const NO_META: &str = "is damaged: there is no `meta`, which says what it belongs to";
 
 /// Where a cache is and in which boot.
 #[derive(Debug)]
@@ -128,6 +131,9 @@ impl Place {
             // Another process has just begun one.
             return Ok(());
         }
+        if begins_with(&*self.directory, MAP, page::MAGIC) {
+            return Err(self.refuse(ErrorKind::Damaged, NO_META.to_owned()));
+        }
         if let Some(other) = names.iter().find(|name| !ours.contains(&name.as_str())) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -144,8 +150,14 @@ impl Place {
         self.refuse_other_things()?;
         let cannot = || format!("cannot look at {}", self.name);
         if data.len_bytes().context_io(cannot)? != 0 {
-            let what = format!("is damaged: there is `{DATA}`, but no `meta`");
-            return Err(self.refuse(ErrorKind::Damaged, what));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "{} is no cache: it has a file `{DATA}`, but no `{META}`; name an empty directory, or \
+                     move `{DATA}` away",
+                    self.name
+                ),
+            ));
         }
         Ok(())
     }
@@ -306,6 +318,15 @@ impl Place {
         }
         Ok(map)
     }
+}
+
+/// Whether a file is there that begins so.
+pub(super) fn begins_with(directory: &dyn StoreDirectory, name: &str, magic: &[u8; 8]) -> bool {
+    let mut found = [0; 8];
+    let file = directory.open(name);
+    file.and_then(|file| file.read_exact_at(&mut found, 0))
+        .is_ok()
+        && found == *magic
 }
 
 struct RestoreError(Error);

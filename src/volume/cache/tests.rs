@@ -168,7 +168,7 @@ fn what_cannot_become_a_cache_is_refused() {
     std::fs::remove_file(home.cache().join("letter.txt")).expect("removed");
     // Somebody's file that happens to have this name.
     home.write("data", b"mine");
-    assert_eq!(open().expect_err("data").kind(), ErrorKind::Damaged);
+    assert_eq!(open().expect_err("data").kind(), ErrorKind::InvalidInput);
     let discarded = discard(&home.cache(), &home.run(), Discard::EvenDirty);
     assert_eq!(discarded.expect_err("no cache").kind(), ErrorKind::NotFound);
     assert_eq!(home.read("data"), b"mine");
