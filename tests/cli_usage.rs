@@ -346,3 +346,27 @@ fn doctor_names_the_device_it_would_make_or_fails() {
         );
     }
 }
+
+#[test]
+fn what_an_option_cannot_be_names_the_option_and_what_it_can_be() {
+    for (option, value, allowed) in [
+        ("--io-timeout", "1e20", "whole number of seconds from 0 to"),
+        ("--push-interval", "1e20", "number of seconds from 0 to"),
+        ("--chunk-size", "3KiB", "power of two from 4KiB to 4MiB"),
+        ("--pull-rate", "0", "at least 1 byte a second"),
+        ("--push-rate", "fast", "KiB MiB GiB TiB"),
+    ] {
+        let output = run(&["mount", "blockferry://host:1/disk", option, value]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        for part in [option, value, allowed] {
+            assert!(said.contains(part), "no `{part}` in {said}");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_in_the_background_too() {
+    let args = ["mount", "mem:1MiB", "--cache", "/nonexistent", "--detach"];
+    assert_eq!(run(&args).status.code(), Some(2));
+}

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use blockferry::{Context, Error, ErrorKind, Result};
 
 use super::bounded_log;
+use super::failure::{self, Failure};
 use super::output;
 
 /// The file in the device's run-time directory that takes its log.
@@ -20,7 +21,7 @@ const LINE_BYTES_MAX: u64 = 8192;
 
 /// Starts this program again with the same arguments, waits until its device is ready, and prints
 /// the path in its place.
-pub(super) fn run() -> Result<()> {
+pub(super) fn run() -> Result<(), Failure> {
     let program = std::env::current_exe().context_io(|| "cannot find this program")?;
     let mut child = Command::new(program)
         .args(arguments())
@@ -36,16 +37,20 @@ pub(super) fn run() -> Result<()> {
             .context_io(|| "cannot read from the process in the background")?;
     }
     if path.ends_with('\n') {
-        return output::line(path.trim_end());
+        return Ok(output::line(path.trim_end())?);
     }
     // It said why on standard error, which is ours.
     let status = child
         .wait()
         .context_io(|| "cannot wait for the process in the background")?;
-    Err(Error::new(
+    let ended = Error::new(
         ErrorKind::Io,
         format!("the process in the background ended ({status})"),
-    ))
+    );
+    Err(match status.code() {
+        Some(failure::USAGE) => Failure::Usage(ended),
+        _ => Failure::Failed(ended),
+    })
 }
 
 /// The arguments of this process, with `--detached` in place of `--detach`.

@@ -4,6 +4,9 @@ use std::process::ExitCode;
 
 use blockferry::Error;
 
+/// The exit code for wrong usage.
+pub(super) const USAGE: i32 = 2;
+
 /// What a verb ends with that did not do what it was asked for.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -24,7 +27,7 @@ impl Failure {
     /// 1 for a failure, 2 for wrong usage.
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Usage(_) => ExitCode::from(2),
+            Self::Usage(_) => ExitCode::from(USAGE as u8),
             Self::Failed(_) => ExitCode::FAILURE,
         }
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockferry::mount::direct::IO_TIMEOUT_MAX;
 use blockferry::mount::managed::{ManagedOptions, PullOrder, WORKERS_MAX};
 use blockferry::volume::{Durability, parse_size};
 use blockferry::{Error, ErrorKind, Result};
@@ -53,7 +54,7 @@ pub(super) struct ManagedArgs {
     pub(super) store: StoreKind,
 
     /// What is fetched at once: a power of two from 4KiB to 4MiB
-    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = parse_chunk)]
     chunk_size: u64,
 
     /// How many chunks the background pulls at once, at most
@@ -70,7 +71,7 @@ pub(super) struct ManagedArgs {
     pub(super) pull_first: bool,
 
     /// The most that the background pulls, in bytes a second
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pull_rate: Option<u64>,
 
     /// Whether local writes go to the origin by themselves. Off: only `blockferry sync` sends them, and
@@ -87,11 +88,11 @@ pub(super) struct ManagedArgs {
     push_interval: Duration,
 
     /// The most that is pushed, in bytes a second
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     push_rate: Option<u64>,
 
-    /// What a flush of the device promises: local (the store's disk has it), remote (the origin has it)
-    /// or none [default: local with --cache or --push off, else remote]
+    /// What a flush of the device promises: local (the store's disk has it; with --store mem that is
+    /// memory, lost with a power cut), remote (the origin has it) or none [default: local with --cache or --push off, else remote]
     #[arg(long, value_enum, value_name = "PROMISE")]
     durability: Option<Promise>,
 
@@ -103,7 +104,8 @@ pub(super) struct ManagedArgs {
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     memory_limit: u64,
 
-    /// When the mount ends, write to FILE in which order chunks were first touched, for --pull-order
+    /// Write to FILE in which order chunks were first touched, for --pull-order: when the mount ends,
+    /// and every few seconds before
     #[arg(long, value_name = "FILE")]
     record_heat: Option<PathBuf>,
 
@@ -120,15 +122,37 @@ fn workers() -> RangedU64ValueParser<u32> {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration> {
-    text.parse::<f64>()
-        .ok()
+    let seconds = text.parse::<f64>().ok();
+    seconds
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|time| *time <= IO_TIMEOUT_MAX)
         .ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidInput,
-                format!("`{text}` is no number of seconds"),
-            )
+            let most = IO_TIMEOUT_MAX.as_secs();
+            not_allowed(format!("it has to be a number of seconds from 0 to {most}"))
         })
+}
+
+fn parse_chunk(text: &str) -> Result<u64> {
+    let chunk_bytes = parse_size(text)?;
+    let options = ManagedOptions {
+        chunk_bytes,
+        ..ManagedOptions::default()
+    };
+    options.check().map(|()| chunk_bytes)
+}
+
+fn parse_rate(text: &str) -> Result<u64> {
+    match parse_size(text)? {
+        0 => Err(not_allowed(
+            "it has to be at least 1 byte a second; nothing moves with --pull-order none and --push off"
+                .to_owned(),
+        )),
+        rate => Ok(rate),
+    }
+}
+
+fn not_allowed(what: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, what)
 }
 
 impl ManagedArgs {
@@ -185,6 +209,22 @@ impl ManagedArgs {
             ));
         }
         Ok(options)
+    }
+
+    /// Warns of what of --pull-order lies behind the end of a volume of so many bytes.
+    pub(super) fn warn_of_order_beyond(&self, size_bytes: u64) {
+        if let Ok(PullOrder::Ranges(ranges)) = self.pull_order() {
+            let mut beyond = ranges.iter().filter(|range| range.bytes.end > size_bytes);
+            if let Some(first) = beyond.next() {
+                tracing::warn!(
+                    "{}, line {}: this range, and {} further ones, lie behind the end of the volume, which has \
+                     {size_bytes} bytes; what is behind it is left out",
+                    self.pull_order,
+                    first.line,
+                    beyond.count()
+                );
+            }
+        }
     }
 
     pub(super) fn pull_order(&self) -> Result<PullOrder> {

@@ -105,7 +105,7 @@ pub(super) struct Args {
     /// failure. On a ublk device that was made without root it has 25 seconds at most, before the
     /// kernel would kill this process for it.
     #[arg(long, value_name = "SECONDS", default_value_t = direct::IO_TIMEOUT_DEFAULT.as_secs(),
-          value_parser = clap::value_parser!(u64).range(..=direct::IO_TIMEOUT_MAX.as_secs()))]
+          value_parser = parse_io_timeout)]
     io_timeout: u64,
 
     /// Compress what travels to and from a remote volume: off, lz4, zstd, or auto: by lz4 where that
@@ -146,6 +146,15 @@ pub(super) struct Args {
     managed: ManagedArgs,
 }
 
+fn parse_io_timeout(text: &str) -> Result<u64> {
+    let most = direct::IO_TIMEOUT_MAX.as_secs();
+    let seconds = text.parse().ok().filter(|seconds| *seconds <= most);
+    seconds.ok_or_else(|| {
+        let allowed = format!("it has to be a whole number of seconds from 0 to {most}");
+        Error::new(ErrorKind::InvalidInput, allowed)
+    })
+}
+
 /// A kind of device, or whatever suits the machine best.
 #[derive(Debug, Clone, Copy)]
 struct Wanted(Option<DeviceKind>);
@@ -168,7 +177,7 @@ struct Opened {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.detach {
         ticket_argument::check(args.resource.as_deref())?;
-        return Ok(detach::run()?);
+        return detach::run();
     }
     let named = ticket_argument::resolve(args.resource.as_deref())?;
     args.check_options(&named)?;

@@ -38,7 +38,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.detach {
-        return Ok(detach::run()?);
+        return detach::run();
     }
     let (place, record) = ops::take_left_over(&args.name)?;
     let again = args.ticket_again(&record)?;

@@ -13,9 +13,10 @@ use super::claim::Claim;
 use super::client::Outcome;
 use super::control::Command;
 use super::name::Name;
-use super::state::{Running, RunningHook, Status};
+use super::state::{Running, RunningHook, Status, unix_seconds};
 use super::{client, directory, holders, recovery};
 use crate::device::{self, DeviceRecord};
+use crate::volume::format_size;
 use crate::volume::state_map::Heat;
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -170,13 +171,44 @@ pub fn sync(name: &Name, patience: Duration) -> Result<()> {
         return Err(cannot(dead));
     }
     let directory = root.join(name.as_str());
-    match order_watched(&directory, Command::Sync, patience).map_err(cannot)? {
+    let ordered = order_watched(&directory, Command::Sync, patience).map_err(|error| {
+        cannot(match error.kind() {
+            ErrorKind::TimedOut => Error::new(
+                error.kind(),
+                format!("{}; {}", error.chain(), origin(&directory)),
+            ),
+            _ => error,
+        })
+    });
+    match ordered? {
         Outcome::Done(_) => Ok(()),
         Outcome::Ended => Err(cannot(Error::new(
             ErrorKind::NotFound,
             "the device ended before that",
         ))),
         Outcome::Failed(error) => Err(cannot(error)),
+    }
+}
+
+/// Where the writes of a device go, and what is known of that.
+fn origin(directory: &Path) -> String {
+    let running = Running::load(directory).ok().flatten();
+    let to = running.map_or_else(|| "its resource".to_owned(), |running| running.resource);
+    let status = client::status(directory, STATUS_TIMEOUT).unwrap_or_default();
+    let dirty = status.managed.map_or_else(String::new, |managed| {
+        format!("{} are not at {to}", format_size(managed.dirty_bytes))
+    });
+    match (status.away_since, dirty.is_empty()) {
+        (Some(since), true) => format!(
+            "{to} is away for {} s",
+            unix_seconds().saturating_sub(since)
+        ),
+        (Some(since), false) => format!(
+            "{dirty}, which is away for {} s",
+            unix_seconds().saturating_sub(since)
+        ),
+        (None, true) => format!("{to} has not taken everything yet"),
+        (None, false) => format!("{dirty} yet"),
     }
 }
 

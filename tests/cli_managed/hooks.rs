@@ -115,9 +115,12 @@ fn what_was_touched_first_is_recorded_and_pulled_first_the_next_time() {
     let _server = host.serve();
     let (heat, told) = (host.text("heat"), host.text("told"));
     let mut mount = host.mount(&["--pull-order", "none", "--record-heat", &heat]);
-    for chunk in [40, 7, 8, 21] {
+    for chunk in [40, 7, 8] {
         mount.read(chunk * CHUNK, 4096);
     }
+    // A kill would leave this much.
+    until("it was written", || fs::exists(&heat).unwrap());
+    mount.read(21 * CHUNK, 4096);
     host.succeeds(&["stop", "disk"]);
     assert_eq!(mount.ended(), Some(0));
     let recorded = fs::read_to_string(&heat).unwrap();
@@ -187,4 +190,28 @@ fn a_hook_has_its_time_and_no_more() {
     fs::write(host.path("go"), "").unwrap();
     host.succeeds(&["stop", "disk"]);
     assert_eq!(mount.ended(), Some(0));
+}
+
+#[test]
+fn where_nothing_can_be_recorded_nothing_is_mounted() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let ticket = host.ticket();
+    for bad in [host.text(""), host.text("nowhere/heat")] {
+        let args = ["mount", &ticket, "--device", "fuse", "--record-heat", &bad];
+        host.fails(&args, &["cannot record what is touched in", &bad]);
+    }
+    assert!(host.stores().is_empty(), "{:?}", host.stores());
+}
+
+#[test]
+fn an_order_that_is_for_a_longer_volume_is_said_so_once() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let order = host.text("order");
+    fs::write(&order, format!("# boot\n0 4096\n{SIZE} 4096\n{SIZE} 1\n")).unwrap();
+    let mount = host.mount(&["--pull-order", &order]);
+    let said = mount.stderr();
+    assert!(said.contains(&format!("{order}, line 3")), "{said}");
+    assert!(said.contains("1 further ones"), "{said}");
 }

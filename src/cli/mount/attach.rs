@@ -150,6 +150,8 @@ impl Args {
         };
         let hooks = Arc::default();
         let options = self.managed.options(self.io_timeout(), &hooks)?;
+        self.managed
+            .warn_of_order_beyond(resource.geometry.resource_bytes());
         let pushes = options.push;
         let mount = ManagedMount::start(&resource, cache, options, requests_max)?;
         Ok(Mounted::Managed(Managed {

@@ -12,6 +12,7 @@
 //! | `fetch` | one fetch a chunk, and how its bytes get into the store |
 //! | `pull`, `order`, `read_ahead` | what is fetched unasked |
 //! | `push`, `batch` | sweeps of dirty blocks to the origin |
+//! | `heat` | when it is written which chunks were touched |
 //! | `checkpoint` | when the store is made durable unasked |
 //! | `window`, `flow`, `rate`, `buffers` | how much of it at once |
 //! | `status`, `throughput` | what it tells of itself |
@@ -22,6 +23,7 @@ mod carry_out;
 mod checkpoint;
 mod fetch;
 mod flow;
+mod heat;
 mod options;
 mod order;
 pub mod origin;
@@ -65,7 +67,7 @@ use crate::volume::{AsyncBackend, Geometry, MissQueue, QueueRing, Store, Volume}
 use crate::{Context, Error, ErrorKind, Result};
 
 pub use self::options::{Hook, Hooks, ManagedOptions, WORKERS_MAX};
-pub use self::order::{PriorityFunction, PullOrder};
+pub use self::order::{OrderRange, PriorityFunction, PullOrder};
 pub use self::status::ManagedStatus;
 
 /// How many calls of the hook that a chunk is local run at once.
@@ -352,11 +354,10 @@ impl ManagedMount {
         }
         shared.store.misses.close();
         shared.tasks.ended().await;
-        if let (Some(path), Some(touched)) = (&shared.options.record_heat, &shared.store.touched) {
-            let saved = order::save(path, &touched.order(), shared.options.chunk_bytes);
-            result = result.and(saved);
-        }
-        result.and(shared.close().await).and(shared.settle().await)
+        result
+            .and(heat::record(shared).await)
+            .and(shared.close().await)
+            .and(shared.settle().await)
     }
 }
 
@@ -427,6 +428,7 @@ impl Shared {
         self.tasks.spawn(serve::serve(Arc::clone(self)));
         self.tasks.spawn(pull::pull(Arc::clone(self)));
         self.tasks.spawn(checkpoint::keep_durable(Arc::clone(self)));
+        self.tasks.spawn(heat::keep_recorded(Arc::clone(self)));
         if !self.read_only {
             self.tasks.spawn(Sweeper::new(Arc::clone(self)).push());
         }
@@ -508,9 +510,10 @@ impl Shared {
 
 /// Where to note which chunks are touched, if that is wanted.
 fn touched(options: &ManagedOptions, geometry: &Geometry) -> Result<Option<Touched>> {
-    if options.record_heat.is_none() {
+    let Some(path) = &options.record_heat else {
         return Ok(None);
-    }
+    };
+    order::check_writable(path)?;
     let touched = Touched::new(geometry.device_bytes(), options.chunk_bytes);
     touched.map(Some).ok_or_else(|| {
         Error::new(

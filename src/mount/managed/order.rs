@@ -3,7 +3,8 @@
 use std::fmt;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::volume::geometry::{ByteOffset, ChunkIndex};
@@ -23,11 +24,26 @@ pub enum PullOrder {
     #[default]
     Sequential,
     /// These first, in this order; then the rest.
-    Ranges(Arc<[std::ops::Range<u64>]>),
+    Ranges(Arc<[OrderRange]>),
     /// By priority, highest first; equal ones from the first to the last.
     Priority(PriorityFunction),
     /// Nothing is pulled unless it is asked for.
     Nothing,
+}
+
+/// A range of bytes that is pulled before others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderRange {
+    /// Which bytes.
+    pub bytes: Range<u64>,
+    /// The line of a file that says so, counted from 1; 0 for none.
+    pub line: usize,
+}
+
+impl From<Range<u64>> for OrderRange {
+    fn from(bytes: Range<u64>) -> Self {
+        Self { bytes, line: 0 }
+    }
 }
 
 impl fmt::Debug for PullOrder {
@@ -64,12 +80,17 @@ impl PullOrder {
             if line.is_empty() {
                 continue;
             }
-            ranges.push(parse_line(line).ok_or_else(|| {
+            let number = index + 1;
+            let bytes = parse_line(line).ok_or_else(|| {
                 Error::new(
                     ErrorKind::InvalidInput,
-                    format!("{name}, line {}: `{line}` is not OFFSET LENGTH", index + 1),
+                    format!("{name}, line {number}: `{line}` is not OFFSET LENGTH"),
                 )
-            })?);
+            })?;
+            ranges.push(OrderRange {
+                bytes,
+                line: number,
+            });
         }
         Ok(Self::Ranges(ranges.into()))
     }
@@ -81,6 +102,7 @@ impl PullOrder {
             Self::Sequential | Self::Nothing => Vec::new(),
             Self::Ranges(ranges) => ranges
                 .iter()
+                .map(|range| &range.bytes)
                 .filter(|range| range.start < range.end.min(size))
                 .flat_map(|range| {
                     let last = range.end.min(size) - 1;
@@ -97,7 +119,7 @@ impl PullOrder {
     }
 }
 
-fn parse_line(line: &str) -> Option<std::ops::Range<u64>> {
+fn parse_line(line: &str) -> Option<Range<u64>> {
     let mut words = line.split_whitespace();
     let offset = parse_size(words.next()?).ok()?;
     let len = parse_size(words.next()?).ok()?;
@@ -120,12 +142,35 @@ pub(super) fn save(path: &Path, order: &[ChunkIndex], chunk_bytes: u64) -> Resul
         text.push_str(&format!("{offset} {}\n", count * chunk_bytes));
     }
     let context = || format!("cannot write {}", path.display());
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let mut file = fs::File::create(&name).context_io(context)?;
+    let beside = beside(path);
+    let mut file = fs::File::create(&beside).context_io(context)?;
     file.write_all(text.as_bytes()).context_io(context)?;
     file.sync_all().context_io(context)?;
-    fs::rename(&name, path).context_io(context)
+    fs::rename(&beside, path).context_io(context)
+}
+
+/// Where it is written before it takes its name.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Whether such a file can be written there.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check_writable(path: &Path) -> Result<()> {
+    let cannot = || format!("cannot record what is touched in {}", path.display());
+    if path.is_dir() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("{}: it is a directory", cannot()),
+        ));
+    }
+    let beside = beside(path);
+    fs::File::create(&beside).context_io(cannot)?;
+    fs::remove_file(&beside).context_io(cannot)
 }
 
 #[cfg(test)]

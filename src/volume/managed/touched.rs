@@ -43,6 +43,11 @@ impl Touched {
         }
     }
 
+    /// A number that grows with every chunk that is touched for the first time.
+    pub fn count(&self) -> u32 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// The chunks that were touched, first ones first.
     pub fn order(&self) -> Vec<ChunkIndex> {
         let mut order: Vec<(u32, ChunkIndex)> = self
