@@ -7,6 +7,7 @@ mod completions;
 mod detach;
 mod doctor;
 mod failure;
+mod heap;
 mod heat_map;
 mod hook_command;
 mod hooks;
@@ -72,6 +73,7 @@ enum Verb {
 
 /// Runs the verb on the command line and gives the exit code: 0, 1 for a failure, 2 for wrong usage.
 pub(crate) fn run() -> ExitCode {
+    heap::set_up();
     let cli = Cli::parse();
     if let Err(error) = logging::start(&cli.logging) {
         output::failure(&error);

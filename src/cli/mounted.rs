@@ -132,6 +132,21 @@ impl Mounted {
         }
     }
 
+    /// A number that grows with what is asked of it and with what moves; `None` when it is gone.
+    pub(super) fn moved(&self) -> impl Fn() -> Option<u64> + Send + 'static {
+        let volume = Arc::downgrade(self.volume());
+        let mount = self.managed().map(|mount| Arc::downgrade(&mount));
+        move || {
+            let counters = volume.upgrade()?.counters();
+            let asked = counters.reads + counters.writes + counters.flushes + counters.discards;
+            let moved = mount.as_ref().map_or(Some(0), |mount| {
+                let status = mount.upgrade()?.status();
+                Some(status.fetched_bytes + status.pushed_bytes + status.pushed_zeroes_bytes)
+            });
+            Some(asked + moved?)
+        }
+    }
+
     /// The managed mount, if it is one.
     pub(super) fn managed(&self) -> Option<Arc<ManagedMount>> {
         match self {

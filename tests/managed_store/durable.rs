@@ -201,3 +201,32 @@ fn bytes_reach_the_origin_from_a_file_system_with_blocks_below_ours() {
     assert_eq!(world.origin.durable(8 * BLOCK + 2048, 1), [0]);
     world.run(mount.finish()).expect("finished");
 }
+
+#[test]
+fn zeros_are_holes_of_the_store_whether_or_not_their_space_was_to_stay() {
+    let _turn = turn();
+    for (rings, no_unmap) in [(true, true), (true, false), (false, true)] {
+        let mut world = World::new(numbered(BLOCKS));
+        world.rings = rings;
+        let mount = world.mount();
+        let mut rig = Rig::of(&mount);
+        for at in (0..BLOCKS).step_by(8) {
+            assert_eq!(rig.put(at * BLOCK, 8 * BLOCK, 1), Ok(()));
+        }
+        let taken = || {
+            let data = mount.cache().path().join("data");
+            std::os::unix::fs::MetadataExt::blocks(&fs::metadata(data).expect("there")) * 512
+        };
+        assert!(taken() >= BLOCKS * BLOCK);
+        let zeroes = Request {
+            op: Op::WriteZeroes,
+            no_unmap,
+            ..discard(0, BLOCKS * BLOCK)
+        };
+        assert_eq!(rig.run(zeroes), Ok(()));
+        assert!(taken() < BLOCKS * BLOCK / 8, "{} bytes", taken());
+        assert_eq!(rig.get(0, BLOCK), [0; BLOCK as usize]);
+        world.run(mount.sync()).expect("synced");
+        assert_eq!(world.origin.durable(0, 1), [0]);
+    }
+}

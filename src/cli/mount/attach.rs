@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use super::super::detach;
+use super::super::heap;
 use super::super::mounted::{self, Managed, Mounted};
 use super::super::output;
 use super::super::progress::{self, Progress};
@@ -97,6 +98,7 @@ impl Args {
                 return Err(error);
             }
         };
+        runtime.spawn(heap::give_back(mount.moved()));
         let making = Making {
             runtime,
             kind,

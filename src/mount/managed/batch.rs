@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Shared;
+use super::buffers::Buffer;
 use super::fetch::runs_of_blocks;
 use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset};
 use crate::volume::{Backend, Priority};
@@ -92,18 +93,57 @@ impl Shared {
         let stored = (run.len() * BLOCK_BYTES) as usize;
         let mut buffer = self.buffers.take(stored, priority).await;
         let shared = Arc::clone(&self);
-        let buffer = self
+        let (buffer, stretches) = self
             .tasks
             .blocking(move || {
-                shared.read_store(buffer.bytes_mut(), offset)?;
-                Ok(buffer)
+                let stretches = shared.read_sparse(run, &mut buffer)?;
+                Ok((buffer, stretches))
             })
             .await
             .inspect_err(|error| {
                 let _ = self.store_failed("read for the origin", offset, len, error);
             })?;
+        for (is_hole, stretch) in stretches {
+            match is_hole {
+                true => self.send_zeros(stretch).await?,
+                false => {
+                    let bytes = &buffer.bytes()[within(run, stretch)];
+                    self.send_bytes(stretch, bytes, priority).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a run of the store and leaves the memory alone in which its long holes would be. Gives
+    /// these, and what is between them.
+    fn read_sparse(
+        &self,
+        run: BlockRange,
+        buffer: &mut Buffer,
+    ) -> io::Result<Vec<(bool, BlockRange)>> {
+        let (start, end) = (run.first.start().0, run.end.start().0);
+        let extents = self.store.data.allocated(start..end)?;
+        let holes = extents.into_iter().filter(|extent| !extent.data);
+        let holes =
+            holes.filter(|hole| hole.range.end - hole.range.start >= ZEROS_BYTES_MIN as u64);
+        let stretches = by_holes(run, holes.map(|hole| hole.range));
+        for (_, stretch) in stretches.iter().filter(|(is_hole, _)| !is_hole) {
+            let bytes = &mut buffer.bytes_mut()[within(run, *stretch)];
+            self.read_store(bytes, stretch.first.start().0)?;
+        }
+        Ok(stretches)
+    }
+
+    /// Sends a run of blocks; long runs of zeros in it as such.
+    async fn send_bytes(
+        &self,
+        run: BlockRange,
+        bytes: &[u8],
+        priority: Priority,
+    ) -> io::Result<()> {
         let mut rest = run;
-        for (zeros, part) in parts(buffer.bytes()) {
+        for (zeros, part) in parts(bytes) {
             let part_run = rest.take(part.len() as u64 / BLOCK_BYTES);
             if zeros {
                 self.send_zeros(part_run).await?;
@@ -134,6 +174,12 @@ impl Shared {
         self.deadline.answered();
         Ok(())
     }
+}
+
+/// Where blocks of a run are in a buffer that begins with it.
+fn within(run: BlockRange, part: BlockRange) -> Range<usize> {
+    let at = |block: BlockIndex| ((block.0 - run.first.0) * BLOCK_BYTES) as usize;
+    at(part.first)..at(part.end)
 }
 
 /// Splits a run of blocks into those that lie in a hole as a whole, and others. Blocks of a file system

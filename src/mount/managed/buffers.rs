@@ -19,7 +19,7 @@ const STEP_BYTES: usize = 64 << 10;
 const KEPT_SHARE: usize = 8;
 
 /// How many free buffers are kept.
-const KEPT_MAX: usize = 64;
+const KEPT_MAX: usize = 512;
 
 /// The share of the memory that is kept for those who wait for it: one in as many.
 const DEMAND_SHARE: u32 = 4;
@@ -37,6 +37,8 @@ pub(super) struct Buffers {
 struct Free {
     memory: Vec<Box<[u8]>>,
     bytes: usize,
+    /// How many of them, the oldest ones, nobody has needed since they were looked at last.
+    unused: usize,
 }
 
 impl Buffers {
@@ -76,6 +78,12 @@ impl Buffers {
         }
     }
 
+    /// Gives back what was not needed since the last call.
+    pub(super) fn give_back_unused(&self) {
+        let unused = self.free().take_unused();
+        drop(unused);
+    }
+
     fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,9 +93,17 @@ impl Free {
     fn take(&mut self, capacity: usize) -> Option<Box<[u8]>> {
         let mut newest_first = self.memory.iter().enumerate().rev();
         let (at, _) = newest_first.find(|(_, memory)| memory.len() == capacity)?;
-        let memory = self.memory.swap_remove(at);
+        let memory = self.memory.remove(at);
         self.bytes -= capacity;
+        self.unused = self.unused.min(at);
         Some(memory)
+    }
+
+    fn take_unused(&mut self) -> Vec<Box<[u8]>> {
+        let unused: Vec<_> = self.memory.drain(..self.unused).collect();
+        self.bytes -= unused.iter().map(|memory| memory.len()).sum::<usize>();
+        self.unused = self.memory.len();
+        unused
     }
 
     fn keep(&mut self, memory: Box<[u8]>, bytes_max: usize) {
@@ -197,6 +213,24 @@ mod tests {
             free.memory.iter().map(|it| it.len()).sum::<usize>()
         );
         assert!(free.bytes > 0 && free.bytes <= (2 << 20) / KEPT_SHARE);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_has_needed_for_a_while_is_given_back() {
+        let buffers = Buffers::new(2 << 20);
+        let held = [
+            buffers.take(LEN, Priority::Pull).await,
+            buffers.take(LEN, Priority::Pull).await,
+        ];
+        drop(held);
+        buffers.give_back_unused();
+        assert_eq!(buffers.free().memory.len(), 2, "they were needed just now");
+        drop(buffers.take(LEN, Priority::Pull).await);
+        buffers.give_back_unused();
+        assert_eq!(buffers.free().memory.len(), 1, "one is enough");
+        buffers.give_back_unused();
+        let free = buffers.free();
+        assert_eq!((free.memory.len(), free.bytes), (0, 0));
     }
 
     #[tokio::test]

@@ -57,10 +57,13 @@ impl Shared {
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Makes checkpoints while there is something to save, withdraws write intents of regions that
-/// became clean, and has regions that became alike give their bits up.
+/// became clean, has regions that became alike give their bits up, and gives memory back.
 pub(super) async fn keep_durable(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
+        for buffers in [&shared.buffers, &shared.local_buffers] {
+            buffers.give_back_unused();
+        }
         let map = &shared.store.map;
         if map.needs_checkpoint() || map.unsaved_regions().next().is_some() {
             let checkpointer = Arc::clone(&shared.checkpointer);

@@ -35,7 +35,7 @@ impl Shared {
         for edge in edges_of(&inside, &self.geometry).into_iter().flatten() {
             self.zero_edge(&inside, edge).await?;
         }
-        self.zero_blocks(whole, request.no_unmap).await?;
+        self.zero_blocks(whole).await?;
         if request.len_bytes >= REGION_BYTES {
             self.collapse(touched_blocks(&inside)).await;
         }
@@ -85,14 +85,14 @@ impl Shared {
 
     /// Makes blocks a hole: all at once, or, where others are at work on some of them, in parts, so
     /// that a discard of the whole device need not find nobody at work anywhere.
-    async fn zero_blocks(self: &Arc<Self>, blocks: BlockRange, no_unmap: bool) -> Outcome {
+    async fn zero_blocks(self: &Arc<Self>, blocks: BlockRange) -> Outcome {
         let mut left = vec![blocks];
         while let Some(part) = left.pop() {
             if part.is_empty() {
                 continue;
             }
             match self.claim_zero(part).await? {
-                Some((claim, slot)) => self.punch(claim, slot, no_unmap).await?,
+                Some((claim, slot)) => self.punch(claim, slot).await?,
                 None => match halves_by_region(part) {
                     Some([first, second]) => left.extend([second, first]),
                     None => {
@@ -136,13 +136,14 @@ impl Shared {
         }
     }
 
-    async fn punch(self: &Arc<Self>, claim: ZeroClaim, slot: Slot, no_unmap: bool) -> Outcome {
+    /// Zeros are holes here whether or not their space was to stay: a store promises nobody room.
+    async fn punch(self: &Arc<Self>, claim: ZeroClaim, slot: Slot) -> Outcome {
         let blocks = claim.blocks();
         let (offset, len) = (blocks.start().0, blocks.len_bytes());
         let shared = Arc::clone(self);
         self.tasks
             .blocking(move || {
-                let zeroed = shared.store.data.write_zeroes(offset, len, no_unmap);
+                let zeroed = shared.store.data.write_zeroes(offset, len, false);
                 shared.store.map.finish_zero(claim, zeroed.is_ok());
                 shared.store.claim_released();
                 drop(slot);
