@@ -115,6 +115,7 @@ impl World {
             in_flight_slots: in_flight_slots(DEPTH.into()),
             size_bytes_max: u64::MAX,
             discard_dirty: false,
+            accept_loss: false,
         };
         let opening = origin::open(self.ticket.clone(), remote_options(), &store);
         let (remote, cache) = self.client.block_on(opening)?;

@@ -89,6 +89,14 @@ fn facts(report: &CacheReport) -> Vec<(&'static str, String)> {
             .to_owned(),
         ),
     ];
+    if report.sync_failed {
+        facts.push((
+            "uncertain",
+            "the disk failed to sync it: what was written since its last flush may be lost. A mount with \
+             --accept-loss goes on with what was flushed, one with --discard-dirty begins anew"
+                .to_owned(),
+        ));
+    }
     match report.contents {
         Contents::InUse(process) => facts.push((
             "in use",
@@ -115,6 +123,7 @@ fn as_json(report: &CacheReport) -> serde_json::Value {
         "chunk_bytes": report.chunk_bytes,
         "epoch": report.epoch,
         "persistent": report.persistent,
+        "sync_failed": report.sync_failed,
         "in_use": in_use.is_some(),
         "process": in_use.flatten(),
         "local_bytes": held.map(|held| held.present_bytes),

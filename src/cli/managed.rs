@@ -113,6 +113,11 @@ pub(super) struct ManagedArgs {
     #[arg(long)]
     pub(super) discard_dirty: bool,
 
+    /// Go on with a local store after its disk has failed to sync it: with what was flushed before.
+    /// What was written since may be lost
+    #[arg(long, conflicts_with = "discard_dirty")]
+    pub(super) accept_loss: bool,
+
     #[command(flatten)]
     hooks: HookArgs,
 }
@@ -168,6 +173,7 @@ impl ManagedArgs {
             (self.durability.is_some(), "--durability"),
             (self.record_heat.is_some(), "--record-heat"),
             (self.discard_dirty, "--discard-dirty"),
+            (self.accept_loss, "--accept-loss"),
             (self.hooks.is_any(), "--on-…"),
         ];
         let first = given.into_iter().find(|(is_given, _)| *is_given);

@@ -362,6 +362,7 @@ impl Args {
             chunk_bytes: self.managed.chunk_bytes(),
             in_flight_slots: managed::in_flight_slots(requests_max),
             discard_dirty: self.managed.discard_dirty,
+            accept_loss: self.managed.accept_loss,
             size_bytes_max: match store.persistent {
                 true => u64::MAX,
                 false => store_place::memory_bytes_max(),

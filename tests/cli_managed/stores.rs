@@ -121,6 +121,40 @@ fn a_cache_of_another_content_is_dropped_if_it_is_clean_and_asked_about_if_not()
 }
 
 #[test]
+fn a_cache_that_its_disk_failed_to_sync_is_asked_about() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    for option in ["--accept-loss", "--discard-dirty"] {
+        let cache = left_cache(&host, true);
+        // As the mount would have noted it.
+        let meta = fs::read(host.path("cache").join("meta")).unwrap();
+        let store = data_encoding::HEXLOWER.encode(&meta[16..32]);
+        let note = host.path("run/.stores").join(format!("{store}.failed"));
+        File::create(note).unwrap();
+        let said = host.fails(&mount_args(&host.ticket(), &cache), &["failed to sync"]);
+        for part in [
+            &format!("blockferry cache show {cache}"),
+            "--accept-loss",
+            "--discard-dirty",
+        ] {
+            assert!(said.contains(part), "no `{part}` in {said}");
+        }
+        host.fails(
+            &["cache", "drop", &cache],
+            &["failed to sync", "--discard-dirty"],
+        );
+        assert_eq!(host.cache(&cache)["sync_failed"], true);
+        let text = host.succeeds(&["cache", "show", &cache]);
+        assert!(text.contains("--accept-loss"), "{text}");
+        let mount = host.mount(&["--cache", &cache, "--push", "off", option]);
+        let round = u64::from(option == "--accept-loss");
+        assert_eq!(mount.read(CHUNK, 4096), pattern(CHUNK, 4096, round));
+        assert_eq!(host.number("dirty_bytes"), CHUNK * round);
+        host.succeeds(&["stop", "disk", "--discard-dirty"]);
+    }
+}
+
+#[test]
 fn a_cache_with_another_chunk_says_how_to_go_on_with_it() {
     let Some(host) = Host::new() else { return };
     let _server = host.serve();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockferry::backend::faults::{Fault, Faulty, Rule};
 use blockferry::backend::{OpenOptions, Resource};
 use blockferry::mount::managed::{ManagedMount, ManagedOptions, PullOrder, in_flight_slots};
-use blockferry::volume::cache::{CacheDirectory, CacheOptions, OpenedCache};
+use blockferry::volume::cache::{AfterFailedSync, CacheDirectory, CacheOptions, OpenedCache};
 use blockferry::volume::{ByteOffset, Durability, Errno, MemoryMap, Op, Outcome, Request};
 use blockferry::{Backend, ErrorKind};
 use proptest::prelude::*;
@@ -144,6 +144,7 @@ impl World {
             run_directory: self.directory.path().join("run"),
             in_flight_slots: in_flight_slots(DEPTH.into()),
             direct_alignment_bytes: Some(512),
+            after_failed_sync: AfterFailedSync::Refuse,
         };
         for _ in 0..LOCK_TRIES {
             match CacheDirectory::open(&path, &options) {

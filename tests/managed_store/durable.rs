@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use blockferry::volume::cache::FoundState;
+use blockferry::ErrorKind;
+use blockferry::volume::cache::{AfterFailedSync, CacheDirectory, FoundState};
 use blockferry::volume::{Durability, Errno, Op, Request, Tag};
 
 use super::engine_support::{DEPTH, Rig};
@@ -116,6 +117,20 @@ fn a_sync_of_the_store_that_failed_is_on_record_before_anybody_is_told() {
         assert_eq!(failed.filter(|extension| extension == "failed").count(), 1);
         assert_eq!(rig.run(flush()), Err(Errno::EIO), "and for good");
         drop((data, mount, rig));
+        until("it asks", || {
+            let opened = CacheDirectory::open(&world.cache_path(), &world.cache_options());
+            match opened
+                .map(|cache| cache.found)
+                .map_err(|error| error.kind())
+            {
+                Err(ErrorKind::Busy) => false,
+                other => {
+                    assert_eq!(other, Err(ErrorKind::Dirty));
+                    true
+                }
+            }
+        });
+        world.after_failed_sync = AfterFailedSync::GoOn;
         let cache = world.open_cache();
         assert!(matches!(
             cache.found.state,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use blockferry::ErrorKind;
 use blockferry::backend::{OpenOptions, Resource};
 use blockferry::mount::managed::{ManagedMount, ManagedOptions, PullOrder, in_flight_slots};
-use blockferry::volume::cache::{CacheDirectory, CacheOptions, OpenedCache};
+use blockferry::volume::cache::{AfterFailedSync, CacheDirectory, CacheOptions, OpenedCache};
 use blockferry::volume::{ByteOffset, Durability, Op, Outcome, Request};
 use tokio::runtime::Runtime;
 
@@ -43,6 +43,7 @@ pub(crate) struct World {
     pub(crate) rings: bool,
     /// Whether the store is past the page cache.
     pub(crate) direct: bool,
+    pub(crate) after_failed_sync: AfterFailedSync,
 }
 
 /// What most tests want: nothing by itself, and no deadline.
@@ -87,6 +88,7 @@ impl World {
             options: options(),
             rings: true,
             direct: true,
+            after_failed_sync: AfterFailedSync::Refuse,
         }
     }
 
@@ -128,6 +130,7 @@ impl World {
             run_directory: self.run_path(),
             in_flight_slots: in_flight_slots(requests_max()),
             direct_alignment_bytes: self.direct.then_some(512),
+            after_failed_sync: self.after_failed_sync,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::net::{ManagedStore, Remote, RemoteOptions};
 use crate::volume::cache::{
-    Begun, CacheDirectory, CacheOptions, Discard, OpenedCache, Opening, discard,
+    AfterFailedSync, Begun, CacheDirectory, CacheOptions, Discard, OpenedCache, Opening, discard,
 };
 use crate::volume::format_size;
 use crate::wire::Ticket;
@@ -28,6 +28,8 @@ pub struct StoreOptions {
     pub size_bytes_max: u64,
     /// Give up local writes that an earlier mount left, where they cannot go to the origin any more.
     pub discard_dirty: bool,
+    /// Go on with a store after its disk has failed to sync it: what was written since may be lost.
+    pub accept_loss: bool,
 }
 
 impl StoreOptions {
@@ -41,6 +43,11 @@ impl StoreOptions {
             run_directory: self.run_directory.clone(),
             in_flight_slots: self.in_flight_slots,
             direct_alignment_bytes: Some(512),
+            after_failed_sync: match (self.accept_loss, self.discard_dirty) {
+                (true, _) => AfterFailedSync::GoOn,
+                (false, true) => AfterFailedSync::Drop,
+                (false, false) => AfterFailedSync::Refuse,
+            },
         }
     }
 }
@@ -50,7 +57,7 @@ impl StoreOptions {
 ///
 /// # Errors
 /// What connecting and opening the store give; `Dirty` where local writes that an earlier mount left
-/// cannot go to the origin any more.
+/// cannot go to the origin any more, or nobody can say what became of them.
 pub async fn open(
     target: Ticket,
     remote: RemoteOptions,
@@ -64,7 +71,8 @@ pub async fn open(
             size_bytes,
         } => {
             let options = store.cache(&target.url(), identity, size_bytes);
-            let cache = CacheDirectory::open(&store.path, &options)?;
+            let cache = CacheDirectory::open(&store.path, &options)
+                .map_err(|error| uncertain(store, error))?;
             if let Some(opened) = go_on(&target, &remote, store, cache, identity).await? {
                 return Ok(opened);
             }
@@ -237,6 +245,23 @@ fn managed(opening: Opening) -> ManagedStore {
         store: opening.store,
         opening: opening.number,
     }
+}
+
+/// Says what can be done about a store of which a sync has failed.
+fn uncertain(store: &StoreOptions, error: Error) -> Error {
+    if error.kind() != ErrorKind::Dirty {
+        return error;
+    }
+    let path = store.path.display();
+    Error::new(
+        ErrorKind::Dirty,
+        format!(
+            "{}. Look at it with `blockferry cache show {path}`; the same mount with --accept-loss goes on \
+             with what was flushed before, and sends what is unsent of that, with --discard-dirty it begins anew \
+             with what the origin has. Should the disk be failing, copy what matters first",
+            error.chain()
+        ),
+    )
 }
 
 fn unsent(cache: &CacheDirectory, dirty_bytes: u64, why: &str) -> Error {

@@ -74,18 +74,19 @@ impl CacheDirectory {
     /// # Errors
     /// What the operating system reports.
     pub fn next_opening(&self) -> Result<Opening> {
-        let mut meta = self.meta();
-        meta.change(|meta| meta.openings += 1)
+        let meta = self
+            .meta
+            .change(|meta| meta.openings += 1)
             .context_io(|| format!("cannot write to the cache in {}", self.path().display()))?;
         Ok(Opening {
-            store: meta.get().store,
-            number: meta.get().openings,
+            store: meta.store,
+            number: meta.openings,
         })
     }
 
     /// Whether the origin has shut the store out.
     pub fn is_fenced(&self) -> bool {
-        self.meta().get().fenced
+        self.meta.get().fenced
     }
 
     /// Notes durably that the origin has shut the store out: with each opening that is tried it looks
@@ -94,19 +95,20 @@ impl CacheDirectory {
     /// # Errors
     /// What the operating system reports.
     pub fn fence(&self) -> Result<()> {
-        self.meta()
+        self.meta
             .change(|meta| meta.fenced = true)
+            .map(drop)
             .context_io(|| format!("cannot write to the cache in {}", self.path().display()))
     }
 
     /// What the origin was called when the store was made.
     pub fn origin_name(&self) -> String {
-        self.meta().get().origin_name.clone()
+        self.meta.get().origin_name.clone()
     }
 
     /// The generation of the origin's content that a reader saw last; 0 for none.
     pub fn generation(&self) -> u64 {
-        self.meta().get().generation
+        self.meta.get().generation
     }
 
     /// Notes the epoch under which the store is written from now on, or the generation that it is
@@ -118,8 +120,9 @@ impl CacheDirectory {
         if (self.epoch(), self.generation()) == (epoch, generation) {
             return Ok(());
         }
-        self.meta()
+        self.meta
             .change(|meta| (meta.epoch, meta.generation) = (epoch, generation))
+            .map(drop)
             .context_io(|| format!("cannot write to the cache in {}", self.path().display()))
     }
 }

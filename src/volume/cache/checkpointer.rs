@@ -13,14 +13,16 @@ use super::discard;
 use super::files::StoreFile;
 use super::live::LivePlace;
 use super::map_file::{Batch, CommitError, MapFile};
+use super::meta::MetaFile;
 use crate::volume::StateMap;
 use crate::volume::geometry::{BlockRange, RegionIndex};
 use crate::volume::state_map::RegionSnapshot;
 
 /// Makes write intents and checkpoints durable. All calls block; they take turns.
 ///
-/// After a sync that failed every call fails with `EIO` until the cache is opened again, and what
-/// counts then is the last checkpoint: the kernel has dropped the error together with the bytes.
+/// After a sync that failed every call fails with `EIO` until the cache is opened again by somebody
+/// who knows of it, and what counts then is the last checkpoint: the kernel has dropped the error
+/// together with the bytes.
 #[derive(Debug, Clone)]
 pub struct Checkpointer {
     inner: Arc<Inner>,
@@ -31,6 +33,7 @@ struct Inner {
     map: Arc<StateMap>,
     data: Arc<dyn StoreFile>,
     live: LivePlace,
+    meta: Arc<MetaFile>,
     /// `None`: nothing is durable here, the live map alone counts.
     durable: Option<Mutex<Durable>>,
     /// Intents that are waited for: the next to have his turn makes all of them durable.
@@ -48,6 +51,7 @@ impl Checkpointer {
         map: Arc<StateMap>,
         data: Arc<dyn StoreFile>,
         live: LivePlace,
+        meta: Arc<MetaFile>,
         file: Option<MapFile>,
     ) -> Self {
         let durable = file.map(|file| {
@@ -61,6 +65,7 @@ impl Checkpointer {
                 map,
                 data,
                 live,
+                meta,
                 durable,
                 wanted: Mutex::default(),
             }),
@@ -186,6 +191,12 @@ impl Checkpointer {
         })
     }
 
+    /// Whoever opened the cache after a failed sync has said what is to be done, and it is done.
+    pub(super) fn forget_failure(&self) -> io::Result<()> {
+        self.inner.meta.change(|meta| meta.sync_failed = false)?;
+        self.inner.live.clear_failure()
+    }
+
     /// The state map.
     pub(super) fn map(&self) -> Arc<StateMap> {
         self.inner.map.clone()
@@ -304,6 +315,14 @@ impl Inner {
     fn fail(&self, durable: &mut Durable) {
         durable.failed = true;
         self.live.note_failure();
+        // A reboot takes that note, and nothing that was lost comes back by it.
+        if let Err(error) = self.meta.change(|meta| meta.sync_failed = true) {
+            tracing::error!(
+                %error,
+                "cannot note in the cache that a sync of it failed: after a restart of the machine \
+                 nothing tells of it"
+            );
+        }
     }
 }
 

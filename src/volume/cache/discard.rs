@@ -41,6 +41,11 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
     if what == Discard::Clean {
         let no_meta = || place.refuse(ErrorKind::Damaged, NO_META.to_owned());
         let meta = meta?.ok_or_else(no_meta)?;
+        if place.has_sync_failed(&meta) {
+            let what =
+                "may have lost local writes, as its disk failed to sync it, and may hold others";
+            return Err(place.refuse(ErrorKind::Dirty, what.to_owned()));
+        }
         let dirty_bytes = place.held(&meta)?.dirty_bytes;
         if dirty_bytes != 0 {
             let dirty = format_size(dirty_bytes);

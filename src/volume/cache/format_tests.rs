@@ -20,6 +20,7 @@ fn meta() -> Meta {
         making: false,
         persistent: true,
         fenced: false,
+        sync_failed: false,
         store: STORE,
         identity: [0xaa; 16],
         size_bytes: 0x0102_0304_0506_0708,
@@ -252,7 +253,7 @@ proptest! {
     #[test]
     fn meta_comes_back_and_a_changed_byte_is_seen(
         numbers in any::<[u64; 6]>(),
-        flags in any::<(bool, bool, bool)>(),
+        flags in any::<(bool, bool, bool, bool)>(),
         ids in any::<([u8; 16], [u8; 16])>(),
         origin_name in "\\PC{0,80}",
         (at, change) in any_flip(512),
@@ -262,6 +263,7 @@ proptest! {
             making: flags.0,
             persistent: flags.1,
             fenced: flags.2,
+            sync_failed: flags.3,
             store: ids.0,
             identity: ids.1,
             size_bytes,
@@ -277,7 +279,7 @@ proptest! {
         prop_assert!(meta.origin_name.starts_with(&found.origin_name));
         prop_assert!(found.origin_name.len() > 250 || found.origin_name == meta.origin_name);
         prop_assert_eq!(found.encode(), bytes);
-        prop_assert_eq!(found.fenced, meta.fenced);
+        prop_assert_eq!((found.fenced, found.sync_failed), (meta.fenced, meta.sync_failed));
         bytes[at] ^= change;
         prop_assert!(Meta::decode(&bytes).is_err());
     }

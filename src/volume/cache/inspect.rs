@@ -33,6 +33,8 @@ pub struct CacheReport {
     pub epoch: u64,
     /// Whether it is on a disk.
     pub persistent: bool,
+    /// Whether the disk failed to sync it: it is not opened before somebody says what is to be done.
+    pub sync_failed: bool,
     /// What is in it, or who knows.
     pub contents: Contents,
 }
@@ -70,6 +72,7 @@ pub fn inspect(path: &Path, run_directory: &Path) -> Result<CacheReport> {
         }
         Err(error) => return Err(error),
     };
+    let sync_failed = place.has_sync_failed(&meta);
     Ok(CacheReport {
         path: path.to_owned(),
         identity: meta.identity,
@@ -78,6 +81,7 @@ pub fn inspect(path: &Path, run_directory: &Path) -> Result<CacheReport> {
         chunk_bytes: meta.chunk_bytes,
         epoch: meta.epoch,
         persistent: meta.persistent,
+        sync_failed,
         contents,
     })
 }
@@ -107,7 +111,7 @@ impl Place {
         }
         let live = LivePlace::new(&self.run_directory, meta.store);
         let key = live_key(meta, self.boot_id, 0);
-        if !live.is_failed()
+        if !self.has_sync_failed(meta)
             && let Ok(adopted) = LiveMap::adopt(live.map(), &key)
         {
             let map = StateMap::new(adopted)

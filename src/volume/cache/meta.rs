@@ -7,7 +7,8 @@
 //! | 10 | 1 being made, 2 in use |
 //! | 11 | 0 gone with the machine's memory, 1 on a disk |
 //! | 12 | 1: the origin has shut it out for good |
-//! | 13–15 | 0 |
+//! | 13 | 1: a sync failed, and nobody has said yet what is to become of it |
+//! | 14–15 | 0 |
 //! | 16–31 | the store's UUID |
 //! | 32–47 | identity of the origin |
 //! | 48–55 | size of the resource in bytes |
@@ -22,7 +23,7 @@
 //! | 480–511 | SHA-256 of bytes 0–479 |
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::fields::{Fields, Writer, sha256};
 use super::files::StoreDirectory;
@@ -53,6 +54,9 @@ pub(super) struct Meta {
     pub(super) persistent: bool,
     /// The origin has shut the store out: it is never asked again on its behalf.
     pub(super) fenced: bool,
+    /// What was written since the last sync that succeeded may be lost, and nobody has said yet that
+    /// this is known.
+    pub(super) sync_failed: bool,
     pub(super) store: [u8; 16],
     pub(super) identity: [u8; 16],
     pub(super) size_bytes: u64,
@@ -74,6 +78,7 @@ impl Meta {
             making: true,
             persistent,
             fenced: false,
+            sync_failed: false,
             store: instance::fresh()?,
             identity: [0; 16],
             size_bytes: 0,
@@ -93,7 +98,7 @@ impl Meta {
         to.put(MAGIC);
         to.put(&FORMAT_VERSION.to_le_bytes());
         to.put(&[if self.making { 1 } else { 2 }, self.persistent.into()]);
-        to.put(&[self.fenced.into(), 0, 0, 0]);
+        to.put(&[self.fenced.into(), self.sync_failed.into(), 0, 0]);
         to.put(&self.store);
         to.put(&self.identity);
         for number in [
@@ -136,7 +141,7 @@ impl Meta {
             return Err(damaged("does not match its checksum".to_owned()));
         }
         let [phase, persistent] = from.take();
-        let [fenced, _, _, _] = from.take();
+        let [fenced, sync_failed, _, _] = from.take();
         let store = from.take();
         let identity = from.take();
         let mut number = || u64::from_le_bytes(from.take());
@@ -148,6 +153,7 @@ impl Meta {
             making: phase == 1,
             persistent: persistent != 0,
             fenced: fenced != 0,
+            sync_failed: sync_failed != 0,
             store,
             identity,
             size_bytes,
@@ -198,24 +204,31 @@ fn truncated(text: &str, bytes_max: usize) -> &str {
 #[derive(Debug)]
 pub(super) struct MetaFile {
     directory: Arc<dyn StoreDirectory>,
-    meta: Meta,
+    meta: Mutex<Meta>,
 }
 
 impl MetaFile {
     pub(super) fn new(directory: Arc<dyn StoreDirectory>, meta: Meta) -> Self {
-        Self { directory, meta }
+        Self {
+            directory,
+            meta: Mutex::new(meta),
+        }
     }
 
-    pub(super) fn get(&self) -> &Meta {
-        &self.meta
+    pub(super) fn get(&self) -> Meta {
+        self.meta
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes it durably. After an error it is as before, or as it should have become.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut Meta)) -> io::Result<()> {
-        let mut meta = self.meta.clone();
+    pub(super) fn change(&self, change: impl FnOnce(&mut Meta)) -> io::Result<Meta> {
+        let mut current = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut meta = current.clone();
         change(&mut meta);
         meta.write(&*self.directory)?;
-        self.meta = meta;
-        Ok(())
+        *current = meta.clone();
+        Ok(meta)
     }
 }

@@ -23,7 +23,7 @@ mod record;
 mod table;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 pub use begin::{Begun, Opening};
 pub use checkpointer::Checkpointer;
@@ -63,6 +63,22 @@ pub struct CacheOptions {
     pub in_flight_slots: u32,
     /// See [`FileOptions::direct_alignment_bytes`].
     pub direct_alignment_bytes: Option<u32>,
+    /// What becomes of a store of which a sync has failed.
+    pub after_failed_sync: AfterFailedSync,
+}
+
+/// What becomes of a store on a disk that failed to sync it: what was written since the last flush
+/// that succeeded may be lost, or there in part, and the origin may have it already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AfterFailedSync {
+    /// It is not opened.
+    #[default]
+    Refuse,
+    /// It is what it was at its last checkpoint; what was dirty then, or may have been written since,
+    /// is dirty.
+    GoOn,
+    /// It is empty.
+    Drop,
 }
 
 /// What a cache held when it was opened.
@@ -103,7 +119,7 @@ pub enum FoundState {
 #[derive(Debug)]
 pub struct CacheDirectory {
     path: PathBuf,
-    meta: Mutex<MetaFile>,
+    meta: Arc<MetaFile>,
 }
 
 /// An open cache.
@@ -126,7 +142,8 @@ impl CacheDirectory {
     ///
     /// # Errors
     /// `Busy` when another process has it, `Foreign` when it belongs to something else (nothing of
-    /// it was used or changed), `Damaged` when files are missing or not as they were written,
+    /// it was used or changed), `Dirty` after a failed sync unless the options say what to do,
+    /// `Damaged` when files are missing or not as they were written,
     /// `InvalidInput` for what cannot become a cache, and what the operating system reports.
     pub fn open(path: &Path, options: &CacheOptions) -> Result<OpenedCache> {
         check_sizes(options)?;
@@ -159,7 +176,7 @@ impl CacheDirectory {
         Ok(OpenedCache {
             directory: Self {
                 path: path.to_owned(),
-                meta: Mutex::new(meta),
+                meta,
             },
             data,
             map,
@@ -175,11 +192,7 @@ impl CacheDirectory {
 
     /// The epoch of the lease under which it was written last; 0 before the first one.
     pub fn epoch(&self) -> u64 {
-        self.meta().get().epoch
-    }
-
-    fn meta(&self) -> MutexGuard<'_, MetaFile> {
-        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+        self.meta.get().epoch
     }
 }
 
@@ -198,6 +211,8 @@ fn check_sizes(options: &CacheOptions) -> Result<()> {
 
 #[cfg(all(test, not(blockferry_loom)))]
 mod damage_tests;
+#[cfg(all(test, not(blockferry_loom)))]
+mod failed_sync_tests;
 #[cfg(all(test, not(blockferry_loom)))]
 mod format_tests;
 #[cfg(all(test, not(blockferry_loom)))]

@@ -10,7 +10,7 @@ use super::files::{StoreDirectory, StoreFile};
 use super::live::LivePlace;
 use super::map_file::{MAP, MapFile, MapKind};
 use super::meta::{META, META_NEW, Meta, MetaFile};
-use super::{CacheOptions, DATA, Found, FoundState, page};
+use super::{AfterFailedSync, CacheOptions, DATA, Found, FoundState, page};
 use crate::volume::StateMap;
 use crate::volume::format_size;
 use crate::volume::geometry::BLOCK_BYTES;
@@ -35,7 +35,7 @@ pub(super) struct Place {
 pub(super) struct Started {
     pub(super) map: Arc<StateMap>,
     pub(super) checkpointer: Checkpointer,
-    pub(super) meta: MetaFile,
+    pub(super) meta: Arc<MetaFile>,
     pub(super) found: Found,
 }
 
@@ -49,14 +49,14 @@ impl Place {
     /// somebody died while making them. `data` is locked.
     ///
     /// # Errors
-    /// `Foreign` for a cache of something else, `Damaged`, `InvalidInput` for a directory with other
-    /// things in it, and what the operating system reports.
+    /// `Foreign` for a cache of something else, `Dirty` after a failed sync unless the options say
+    /// what to do, `Damaged`, `InvalidInput` for a directory with other things in it, and what the operating system reports.
     pub(super) fn prepare(&self, data: &dyn StoreFile, options: &CacheOptions) -> Result<Meta> {
         match self.read_meta()? {
             Some(meta) if !meta.making => {
                 self.check_belongs(&meta, options)?;
                 self.check_data(data, &meta)?;
-                Ok(meta)
+                self.check_syncs(meta, options)
             }
             Some(begun) => self.make(data, begun, options),
             None => {
@@ -117,6 +117,32 @@ impl Place {
         }
         let what = format!("is damaged: `{DATA}` has {len_bytes} bytes, not {expected}");
         Err(self.refuse(ErrorKind::Damaged, what))
+    }
+
+    /// Says so if a sync has failed and nobody has said yet what is to be done.
+    fn check_syncs(&self, mut meta: Meta, options: &CacheOptions) -> Result<Meta> {
+        if !self.has_sync_failed(&meta) {
+            return Ok(meta);
+        }
+        if !meta.sync_failed {
+            meta.sync_failed = true;
+            // The disk did not take it before. The note in memory stands as well.
+            if let Err(error) = meta.write(&*self.directory) {
+                tracing::warn!(%error, "cannot note in the cache in {} that a sync has failed", self.name);
+            }
+        }
+        if options.after_failed_sync == AfterFailedSync::Refuse {
+            let what = "is uncertain: its disk failed to sync it, so what was written since the last flush that \
+                        succeeded may be lost, or there in part";
+            return Err(self.refuse(ErrorKind::Dirty, what.to_owned()));
+        }
+        Ok(meta)
+    }
+
+    /// Whether a sync has failed since the store was opened last. In memory nothing can.
+    pub(super) fn has_sync_failed(&self, meta: &Meta) -> bool {
+        let live = LivePlace::new(&self.run_directory, meta.store);
+        meta.persistent && !meta.making && (meta.sync_failed || live.is_failed())
     }
 
     /// Where there is no cache, and what is there instead would be in its way.
@@ -202,13 +228,13 @@ impl Place {
         let live = LivePlace::new(&self.run_directory, meta.store);
         let file = meta
             .persistent
-            .then(|| self.load_map(&*data, &meta, &live))
+            .then(|| self.load_map(&*data, &meta))
             .transpose()?;
-        let mut meta = MetaFile::new(self.directory.clone(), meta);
-        let (map, state) = match self.adopt(&meta, &live, options)? {
+        let meta = Arc::new(MetaFile::new(self.directory.clone(), meta));
+        let (mut map, state) = match self.adopt(&meta, &live, options)? {
             Ok(map) => (map, FoundState::Continued),
             Err(_) if meta.get().making => {
-                let map = self.restore(&mut meta, &live, None, options)?;
+                let map = self.restore(&meta, &live, None, options)?;
                 (map, FoundState::Fresh)
             }
             Err(because) => {
@@ -218,17 +244,31 @@ impl Place {
                         format!("is in memory, and its live map cannot be used: {because}"),
                     )
                 })?;
-                let map = self.restore(&mut meta, &live, Some(file), options)?;
+                let map = self.restore(&meta, &live, Some(file), options)?;
                 let sequence = file.committed.header.sequence;
                 (map, FoundState::FromCheckpoint { sequence, because })
             }
         };
+        let durable = || format!("cannot write to the cache in {}", self.name);
+        let had_failed = self.has_sync_failed(&meta.get());
+        let gives_up = had_failed && options.after_failed_sync == AfterFailedSync::Drop;
+        if gives_up {
+            give_up_all(&mut map);
+        }
         let found = Found::of(state, &map);
         let map = Arc::new(map);
-        let checkpointer = Checkpointer::new(map.clone(), data, live, file);
-        checkpointer
-            .hold_missing_intents()
-            .context_io(|| format!("cannot write to the cache in {}", self.name))?;
+        let checkpointer = Checkpointer::new(map.clone(), data, live, meta.clone(), file);
+        checkpointer.hold_missing_intents().context_io(durable)?;
+        if gives_up {
+            let dropped = checkpointer.checkpoint();
+            dropped
+                .and_then(|()| checkpointer.punch_absent())
+                .context_io(durable)?;
+        }
+        if had_failed {
+            // Only now: who opens it after this process goes on with the live map.
+            checkpointer.forget_failure().context_io(durable)?;
+        }
         Ok(Started {
             map,
             checkpointer,
@@ -247,9 +287,9 @@ impl Place {
         }
     }
 
-    fn load_map(&self, data: &dyn StoreFile, meta: &Meta, live: &LivePlace) -> Result<MapFile> {
+    fn load_map(&self, data: &dyn StoreFile, meta: &Meta) -> Result<MapFile> {
         let file = self.open_map()?;
-        if live.is_failed() {
+        if self.has_sync_failed(meta) {
             // What memory has of the files may never have reached the disk.
             let forget = data.forget_cached().and_then(|()| file.forget_cached());
             forget.context_io(|| format!("cannot read the cache in {} anew", self.name))?;
@@ -264,13 +304,14 @@ impl Place {
         live: &LivePlace,
         options: &CacheOptions,
     ) -> Result<Result<StateMap, String>> {
-        if meta.get().making {
+        let known = meta.get();
+        if known.making {
             return Ok(Err("nobody has opened it".to_owned()));
         }
-        if live.is_failed() {
+        if self.has_sync_failed(&known) {
             return Ok(Err("a sync of the cache had failed".to_owned()));
         }
-        let key = live_key(meta.get(), self.boot_id, options.in_flight_slots);
+        let key = live_key(&known, self.boot_id, options.in_flight_slots);
         match LiveMap::adopt(live.map(), &key) {
             Ok(adopted) => {
                 let cannot = || format!("cannot use the live map of the cache in {}", self.name);
@@ -295,7 +336,7 @@ impl Place {
     /// A new live map with what the checkpoint has, or an empty one.
     fn restore(
         &self,
-        meta: &mut MetaFile,
+        meta: &MetaFile,
         live: &LivePlace,
         file: Option<&MapFile>,
         options: &CacheOptions,
@@ -303,16 +344,18 @@ impl Place {
         let durable = || format!("cannot write to the cache in {}", self.name);
         let made = || format!("cannot make a live map for the cache in {}", self.name);
         // From here on no older live map counts.
-        meta.change(|meta| meta.open_counter += 1)
+        let known = meta
+            .change(|meta| meta.open_counter += 1)
             .context_io(durable)?;
         let new = LiveMap::create(
             live.map(),
-            &live_key(meta.get(), self.boot_id, options.in_flight_slots),
+            &live_key(&known, self.boot_id, options.in_flight_slots),
         );
         let map = StateMap::restored(new.context_io(made)?, |map| restore_all(map, file))
             .map_err(|RestoreError(error)| self.about(error))?;
-        live.clear_failure().context_io(made)?;
-        if meta.get().making {
+        if known.making {
+            // That of a store which was given up.
+            live.clear_failure().context_io(made)?;
             meta.change(|meta| meta.making = false)
                 .context_io(durable)?;
         }
@@ -327,6 +370,17 @@ pub(super) fn begins_with(directory: &dyn StoreDirectory, name: &str, magic: &[u
     file.and_then(|file| file.read_exact_at(&mut found, 0))
         .is_ok()
         && found == *magic
+}
+
+/// The origin has what it has, and nothing is here.
+fn give_up_all(map: &mut StateMap) {
+    let blocks = map.blocks();
+    let mut at = blocks.first;
+    while let Some(run) = map.take_dirty(at, blocks.len()) {
+        map.flushed(run);
+        at = run.end;
+    }
+    map.drop_clean();
 }
 
 struct RestoreError(Error);

@@ -43,11 +43,20 @@ impl Home {
             run_directory: self.run(),
             in_flight_slots: 8,
             direct_alignment_bytes: Some(4096),
+            after_failed_sync: AfterFailedSync::Refuse,
         }
     }
 
     pub(super) fn open(&self) -> OpenedCache {
         CacheDirectory::open(&self.cache(), &self.options()).expect("opened")
+    }
+
+    pub(super) fn open_after_failed_sync(&self, after: AfterFailedSync) -> OpenedCache {
+        let options = CacheOptions {
+            after_failed_sync: after,
+            ..self.options()
+        };
+        CacheDirectory::open(&self.cache(), &options).expect("opened")
     }
 
     pub(super) fn read(&self, name: &str) -> Vec<u8> {

@@ -343,52 +343,6 @@ fn dropping_what_is_clean_keeps_what_is_dirty_and_gives_the_space_back() {
 }
 
 #[test]
-fn a_failed_sync_is_for_good_and_the_live_map_does_not_go_on() {
-    for dies_at_once in [false, true] {
-        let home = Home::new();
-        let cache = home.open();
-        write(&cache, 5, 1);
-        cache.checkpointer.checkpoint().expect("durable");
-        write(&cache, 6, 2);
-        // As the ring of a queue says it.
-        let error = std::io::Error::from_raw_os_error(libc::EIO);
-        cache.data.note_flush_failure(&error);
-        if !dies_at_once {
-            every_call_fails(&cache.checkpointer);
-            every_call_fails(&cache.checkpointer);
-        }
-        drop(cache);
-
-        let cache = home.open();
-        let FoundState::FromCheckpoint { because, .. } = &cache.found.state else {
-            panic!("{:?}", cache.found);
-        };
-        assert!(because.contains("sync"), "{because}");
-        assert_eq!((read(&cache, 5), read(&cache, 6)), (Some(1), None));
-        cache.checkpointer.checkpoint().expect("durable again");
-        write(&cache, 6, 3);
-        drop(cache);
-        let cache = home.open();
-        assert_eq!(cache.found.state, FoundState::Continued);
-        assert_eq!(read(&cache, 6), Some(3));
-    }
-}
-
-fn every_call_fails(checkpointer: &Checkpointer) {
-    for result in [
-        checkpointer.checkpoint(),
-        checkpointer.checkpoint_in_background(),
-        checkpointer.settle_intents(),
-        checkpointer.make_write_ready(&[RegionIndex(1)]),
-        checkpointer.make_zero_ready(BlockRange::new(0, 1)),
-        checkpointer.close(),
-    ] {
-        let error = result.expect_err("failed for good");
-        assert_eq!(error.raw_os_error(), Some(libc::EIO));
-    }
-}
-
-#[test]
 fn a_cache_takes_directories_that_are_not_there_and_keeps_them_to_its_owner() {
     use std::os::unix::fs::PermissionsExt;
     let home = Home::new();

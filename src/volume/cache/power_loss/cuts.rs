@@ -56,6 +56,50 @@ impl Shared {
         self.explore();
     }
 
+    /// Sends all that is dirty and has the origin flush it. Sends that fail are made up for.
+    pub(super) fn sweep(&mut self) {
+        // What is on its way already may be older.
+        while self.send_on() {
+            self.explore();
+        }
+        loop {
+            if let Some(workload) = &mut self.workload {
+                workload.take_all();
+            }
+            if !self.send_on() {
+                return;
+            }
+            while self.send_on() {
+                self.explore();
+            }
+        }
+    }
+
+    fn send_on(&mut self) -> bool {
+        let (workload, model, rng) = (&mut self.workload, &mut self.model, &mut self.rng);
+        workload
+            .as_mut()
+            .is_some_and(|workload| workload.send_on(model, rng))
+    }
+
+    /// What of the sends of a mount that is gone was not flushed is durable at the origin in the end, or
+    /// lost.
+    pub(super) fn settle_origin(&mut self) {
+        match self.rng.percent(50) {
+            true => self.model.flush_origin(),
+            false => self.model.cut_origin(),
+        }
+    }
+
+    /// The origin loses its power, and is there again.
+    pub(super) fn cut_origin(&mut self) {
+        self.model.cut_origin();
+        if let Some(workload) = &mut self.workload {
+            workload.origin_cut();
+        }
+        self.explore();
+    }
+
     /// With this probability in percent, death before one of the next so many changes.
     pub(super) fn death(&mut self, percent: u64, changes: u64) -> Option<(Trouble, u64)> {
         let when = self.rng.below(changes);

@@ -57,6 +57,10 @@ pub(super) enum Fault {
     SyncTooEarly(&'static str),
     /// Both slots of everything in `map` are one place.
     OneSlot,
+    /// A block is clean as soon as the origin has it, whether it has flushed it or not.
+    CleanTooEarly,
+    /// What a flush has made durable at the origin is not made durable here.
+    NoSyncAtRemoteFlush,
     /// The seal is written before the commit is durable.
     EarlySeal,
     /// Write intents are taken for durable without being written. (Not the disk's.)

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::cuts::Shared;
 use super::disk::{Cut, Disk, Fault, SimFile, Trouble};
 use super::model::{Model, watched};
-use super::opened::{Seen, compare_with_files, home, open};
+use super::opened::{Seen, compare_with_files, home, open, open_unaware};
 use super::outcome::{Event, Outcome};
 use super::rng::Rng;
 use super::workload::Workload;
+use crate::ErrorKind;
 use crate::volume::StateMap;
 use crate::volume::cache::files::StoreFile;
 use crate::volume::cache::open::Started;
@@ -31,6 +32,8 @@ pub(super) struct Life {
     fault: Option<Fault>,
     /// How the last mount ended.
     ended: Ended,
+    /// A sync has failed, and nobody has opened the cache since who accepts that.
+    broken: bool,
 }
 
 /// How a mount ended.
@@ -72,6 +75,7 @@ impl Life {
             boot_id: [1; 16],
             fault,
             ended: Ended::Gone,
+            broken: false,
         };
         life.live()
     }
@@ -82,12 +86,12 @@ impl Life {
         }
         for _ in 0..LIVES {
             self.move_elsewhere();
-            let mut mount = self.open()?;
+            let mount = self.open()?;
             self.shared().disk.plant(self.fault);
             let actions = self.shared().rng.below(ACTIONS_MAX);
             let mut trouble = None;
             for _ in 0..actions {
-                self.act(&mut mount)?;
+                self.act(&mount)?;
                 trouble = self.have_trouble(&mount)?;
                 if trouble.is_some() {
                     break;
@@ -134,20 +138,29 @@ impl Life {
         let mut is_second_try = false;
         let (started, data) = loop {
             let death = self.shared().death(20, 12);
-            disk.arm(death);
             self.mark_old_failure(true);
+            if self.broken {
+                self.is_refused(&disk)?;
+            }
+            disk.arm(death);
             let opened = self.watched(|| open(&disk, &self.run_directories[0], self.boot_id))?;
             disk.arm(None);
             match opened {
                 Ok(opened) => break opened,
                 Err(_) if disk.is_dead() => {
                     self.bury(&disk);
+                    // It may have noted that all is well as the last thing it did.
+                    self.broken &= self.is_refused(&disk).is_ok();
                     is_second_try = true;
                     self.shared().outcome.count(Event::KilledOpening);
                 }
                 Err(error) => return Err(format!("cannot open: {}", error.chain())),
             }
         };
+        self.broken = false;
+        if started.found.state != FoundState::Continued {
+            self.shared().settle_origin();
+        }
         let continued = started.found.state == FoundState::Continued;
         if continued != (self.ended == Ended::Killed) && !(continued && is_second_try) {
             return Err(format!("{:?} after {:?}", started.found, self.ended));
@@ -171,9 +184,20 @@ impl Life {
         if self.ended == Ended::KilledBroken {
             shared.outcome.count(Event::RolledBack);
         }
-        shared.workload = Some(Workload::new(map.clone(), disk.file("data")));
+        shared.workload = Some(Workload::new(map.clone(), disk.file("data"), self.fault));
         drop(shared);
         Ok(Mount { started, data })
+    }
+
+    /// Somebody who does not know of the failed sync gets nothing, and the refusal changes nothing.
+    fn is_refused(&self, disk: &Disk) -> Result<(), String> {
+        match open_unaware(disk, &self.run_directories[0], self.boot_id) {
+            Err(error) if error.kind() == ErrorKind::Dirty => Ok(()),
+            other => Err(format!(
+                "after a failed sync: {:?}",
+                other.map(|(opened, _)| opened.found)
+            )),
+        }
     }
 
     /// Tells a note of a failed sync that is there already from one that a call makes which fails
@@ -198,7 +222,7 @@ impl Life {
         self.mark_old_failure(false);
     }
 
-    fn act(&self, mount: &mut Mount) -> Result<(), String> {
+    fn act(&self, mount: &Mount) -> Result<(), String> {
         let (dice, wanted) = {
             let mut shared = self.shared();
             let dice = shared.rng.below(100);
@@ -227,6 +251,13 @@ impl Life {
                 .map(|done| done.expect("durable")),
             12..=19 => self.settle(mount),
             20 | 21 => self.set_epoch(mount),
+            22 | 23 => self.flush_remotely(mount),
+            24 | 25 => {
+                let mut shared = self.shared();
+                shared.cut_origin();
+                shared.outcome.count(Event::OriginCut);
+                shared.failure.take().map_or(Ok(()), Err)
+            }
             _ => {
                 let mut shared = self.shared();
                 shared.step();
@@ -264,6 +295,25 @@ impl Life {
         shared.failure.take().map_or(Ok(()), Err)
     }
 
+    /// A flush that promises that the origin has it.
+    fn flush_remotely(&self, mount: &Mount) -> Result<(), String> {
+        let began = {
+            let mut shared = self.shared();
+            let began = shared.model.begin_flush();
+            shared.sweep();
+            began
+        };
+        if self.fault != Some(Fault::NoSyncAtRemoteFlush) {
+            self.watched(|| mount.started.checkpointer.sync_data())?
+                .expect("durable");
+        }
+        let mut shared = self.shared();
+        shared.model.end_flush(began);
+        shared.outcome.count(Event::RemoteFlush);
+        shared.explore();
+        shared.failure.take().map_or(Ok(()), Err)
+    }
+
     fn settle(&self, mount: &Mount) -> Result<(), String> {
         let map = &mount.started.map;
         let ready = || {
@@ -280,14 +330,14 @@ impl Life {
         Ok(())
     }
 
-    fn set_epoch(&self, mount: &mut Mount) -> Result<(), String> {
+    fn set_epoch(&self, mount: &Mount) -> Result<(), String> {
         let epoch = {
             let mut shared = self.shared();
             let epoch = shared.epochs[0] + 1;
             shared.epochs.push(epoch);
             epoch
         };
-        let meta = &mut mount.started.meta;
+        let meta = &mount.started.meta;
         self.watched(|| meta.change(|meta| meta.epoch = epoch))?
             .expect("written");
         let mut shared = self.shared();
@@ -301,12 +351,12 @@ impl Life {
     fn have_trouble(&self, mount: &Mount) -> Result<Option<Trouble>, String> {
         let (disk, what, trouble) = {
             let mut shared = self.shared();
-            if self.fault.is_some() || !shared.rng.percent(5) {
+            if self.fault.is_some() || !shared.rng.percent(6) {
                 return Ok(None);
             }
             let trouble = match shared.rng.below(10) {
-                0..=4 => Some((Trouble::Write, shared.rng.below(3))),
-                5 | 6 => Some((Trouble::Sync, shared.rng.below(2))),
+                0..=3 => Some((Trouble::Write, shared.rng.below(3))),
+                4..=6 => Some((Trouble::Sync, shared.rng.below(2))),
                 _ => shared.death(100, 6),
             };
             (shared.disk.clone(), shared.rng.below(3), trouble)
@@ -363,19 +413,10 @@ impl Life {
     fn end(&mut self, mount: Mount, trouble: Option<Trouble>) -> Result<(), String> {
         let dice = self.shared().rng.below(10);
         self.ended = Ended::Gone;
+        self.broken = trouble == Some(Trouble::Sync);
         match dice {
-            0..=4 => {
-                // The process dies, and the machine runs on.
-                self.ended = if trouble == Some(Trouble::Sync) {
-                    Ended::KilledBroken
-                } else {
-                    Ended::Killed
-                };
-                let mut shared = self.shared();
-                shared.workload = None;
-                shared.outcome.count(Event::Kill);
-                Ok(())
-            }
+            _ if self.broken && dice < 8 => self.kill(trouble),
+            0..=4 => self.kill(trouble),
             5 | 6 if trouble.is_none() => {
                 self.close(&mount.started.checkpointer, &mount.started.map)
             }
@@ -383,12 +424,25 @@ impl Life {
         }
     }
 
+    /// The process dies, and the machine runs on.
+    fn kill(&mut self, trouble: Option<Trouble>) -> Result<(), String> {
+        self.ended = if trouble == Some(Trouble::Sync) {
+            Ended::KilledBroken
+        } else {
+            Ended::Killed
+        };
+        let mut shared = self.shared();
+        shared.workload = None;
+        shared.outcome.count(Event::Kill);
+        Ok(())
+    }
+
     fn close(&mut self, checkpointer: &Checkpointer, map: &StateMap) -> Result<(), String> {
         let (began, disk, death) = {
             let mut shared = self.shared();
             shared.drain();
             shared.workload = None;
-            let death = shared.death(30, 10);
+            let death = shared.death(50, 8);
             (shared.model.begin_flush(), shared.disk.clone(), death)
         };
         disk.arm(death);
@@ -419,6 +473,7 @@ impl Life {
         self.boot_id[0] += 1;
         let mut shared = self.shared();
         shared.workload = None;
+        shared.settle_origin();
         let cut = Cut::random(&mut shared.rng);
         let disk = {
             let Shared { disk, rng, .. } = &mut *shared;

@@ -3,7 +3,8 @@
 //! A mount is simulated in one thread: writes, fills, discards and sends go on step by step, also
 //! between the steps of a checkpoint. After each step the power is cut in a few ways; each time the
 //! cache is opened again, as after a reboot, and looked at: what was flushed is there (L10), and
-//! what is present and clean is what the origin has (L12). Now and then the mount really goes on
+//! what is present and clean is what the origin has, also once that has lost all that it has not
+//! flushed (L12). Now and then the mount really goes on
 //! from one of these, or its process dies and the next one goes on with the live map (L11).
 //!
 //! `BLOCKFERRY_POWERLOSS_STATES` says how many states to look at, `BLOCKFERRY_POWERLOSS_SEED` from
@@ -37,7 +38,7 @@ const SIZE_BYTES: u64 = 65_576 * 4096 - 1000;
 const SLOTS: u32 = 8;
 
 /// States to look at unless it is said otherwise.
-const STATES_DEFAULT: u64 = 20_000;
+const STATES_DEFAULT: u64 = 26_000;
 
 /// States within which each planted fault has to be found.
 const STATES_FAULT_MAX: u64 = 20_000;
@@ -132,6 +133,8 @@ fn planted_faults_are_found() {
         Fault::OneSlot,
         Fault::EarlySeal,
         Fault::NoIntents,
+        Fault::CleanTooEarly,
+        Fault::NoSyncAtRemoteFlush,
     ] {
         assert!(found(fault), "{fault:?}");
     }

@@ -28,7 +28,9 @@ struct Version {
 
 #[derive(Debug, Clone)]
 pub(super) struct Model {
+    /// What the origin has been sent, and what of that it has made durable.
     origin: BTreeMap<u64, Stamp>,
+    flushed: BTreeMap<u64, Stamp>,
     /// Of each sector the last version that a flush covered, and all that came after.
     versions: BTreeMap<u64, Vec<Version>>,
     clock: u64,
@@ -80,8 +82,10 @@ impl Model {
             stamp: at_first(sector),
             ended: Some(0),
         };
+        let origin: BTreeMap<_, _> = sectors().map(|at| (at, at_first(at))).collect();
         Self {
-            origin: sectors().map(|at| (at, at_first(at))).collect(),
+            flushed: origin.clone(),
+            origin,
             versions: sectors().map(|at| (at, vec![version(at)])).collect(),
             clock: 1,
             next_stamp: 1,
@@ -91,6 +95,21 @@ impl Model {
     /// What the origin has in a sector; what nobody watches is zeros.
     pub(super) fn origin(&self, sector: u64) -> Stamp {
         self.origin.get(&sector).copied().unwrap_or(0)
+    }
+
+    /// What the origin has in a sector once it has lost its power, too.
+    pub(super) fn flushed(&self, sector: u64) -> Stamp {
+        self.flushed.get(&sector).copied().unwrap_or(0)
+    }
+
+    /// The origin makes durable what it was sent.
+    pub(super) fn flush_origin(&mut self) {
+        self.flushed.clone_from(&self.origin);
+    }
+
+    /// The origin loses what it has not made durable.
+    pub(super) fn cut_origin(&mut self) {
+        self.origin.clone_from(&self.flushed);
     }
 
     /// The origin was sent this.

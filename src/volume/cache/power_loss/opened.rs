@@ -7,7 +7,7 @@ use super::disk::{Disk, SECTOR_BYTES, SimFile};
 use super::model::{Model, Stamp, sectors_of, stamp_of, watched};
 use super::{SIZE_BYTES, SLOTS};
 use crate::volume::cache::open::{Place, Started};
-use crate::volume::cache::{CacheDirectory, CacheOptions};
+use crate::volume::cache::{AfterFailedSync, CacheDirectory, CacheOptions};
 use crate::volume::geometry::BlockIndex;
 use crate::volume::state_map::RegionSnapshot;
 use crate::volume::{Backend, StateMap};
@@ -56,24 +56,46 @@ pub(super) fn options(run_directory: &Path) -> CacheOptions {
         run_directory: run_directory.to_owned(),
         in_flight_slots: SLOTS,
         direct_alignment_bytes: None,
+        after_failed_sync: AfterFailedSync::GoOn,
     }
 }
 
-/// Opens the cache of a disk.
+/// Opens the cache of a disk, whatever has failed before.
 pub(super) fn open(
     disk: &Disk,
     run_directory: &Path,
     boot_id: [u8; 16],
 ) -> Result<(Started, SimFile), crate::Error> {
-    let options = options(run_directory);
+    open_with(disk, boot_id, &options(run_directory))
+}
+
+/// Opens it as somebody does who knows nothing of a failure.
+pub(super) fn open_unaware(
+    disk: &Disk,
+    run_directory: &Path,
+    boot_id: [u8; 16],
+) -> Result<(Started, SimFile), crate::Error> {
+    let options = CacheOptions {
+        after_failed_sync: AfterFailedSync::Refuse,
+        ..options(run_directory)
+    };
+    open_with(disk, boot_id, &options)
+}
+
+fn open_with(
+    disk: &Disk,
+    boot_id: [u8; 16],
+    options: &CacheOptions,
+) -> Result<(Started, SimFile), crate::Error> {
+    let run_directory = &options.run_directory;
     let place = Place {
         directory: Arc::new(disk.clone()),
-        run_directory: run_directory.to_owned(),
+        run_directory: run_directory.clone(),
         boot_id,
         name: "disk".to_owned(),
     };
-    let meta = place.prepare(&disk.file("data"), &options)?;
-    let started = place.start(Arc::new(disk.file("data")), meta, &options)?;
+    let meta = place.prepare(&disk.file("data"), options)?;
+    let started = place.start(Arc::new(disk.file("data")), meta, options)?;
     Ok((started, disk.file("data")))
 }
 
@@ -117,7 +139,8 @@ impl Seen {
         }
     }
 
-    /// What each sector is read as. An error if one is clean and not what the origin has.
+    /// What each sector is read as. An error if one is clean and not what the origin has
+    /// durably.
     pub(super) fn stamps(
         &self,
         data: &SimFile,
@@ -137,15 +160,23 @@ impl Seen {
         data: &SimFile,
         model: &Model,
     ) -> Result<Stamp, String> {
-        let origin = model.origin(sector);
+        let (origin, flushed) = (model.origin(sector), model.flushed(sector));
         let state = self.block(block);
         if state == Block::Absent {
+            if !model.allows(sector, flushed) {
+                return Err(format!(
+                    "L10: block {} is absent, and of sector {sector} the origin may lose {origin:#x} for \
+                     {flushed:#x}",
+                    block.0
+                ));
+            }
             return Ok(origin);
         }
         let stamp = stamp_of(&data.sector(sector)).ok_or("a sector is not one thing")?;
-        if state == Block::Clean && stamp != origin {
+        if state == Block::Clean && (stamp != origin || stamp != flushed) {
             return Err(format!(
-                "L12: block {} is clean, and sector {sector} has {stamp:#x}, but the origin {origin:#x}",
+                "L12: block {} is clean, and sector {sector} has {stamp:#x}, but the origin {origin:#x}, and \
+                 {flushed:#x} after a power cut",
                 block.0
             ));
         }

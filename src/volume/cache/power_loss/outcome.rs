@@ -19,6 +19,8 @@ pub(super) enum Event {
     Close,
     Checkpoint,
     FlushOfDataAlone,
+    RemoteFlush,
+    OriginCut,
     Intents,
     Settled,
     Epoch,
@@ -34,12 +36,14 @@ pub(super) enum Event {
 }
 
 impl Event {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::PowerCut,
         Self::Kill,
         Self::Close,
         Self::Checkpoint,
         Self::FlushOfDataAlone,
+        Self::RemoteFlush,
+        Self::OriginCut,
         Self::Intents,
         Self::Settled,
         Self::Epoch,

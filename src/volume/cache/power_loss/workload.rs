@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::disk::{SECTOR_BYTES, SimFile};
+use super::disk::{Fault, SECTOR_BYTES, SimFile};
 use super::model::{Model, Stamp, clusters, sector_of, sectors_of, stamp_of, watched};
 use super::rng::Rng;
 use super::{SIZE_BYTES, SLOTS};
@@ -43,8 +43,16 @@ struct Fill {
 #[derive(Debug)]
 struct Send {
     blocks: BlockRange,
-    read: Option<Vec<(u64, Stamp)>>,
-    arrived: bool,
+    state: SendState,
+}
+
+#[derive(Debug)]
+enum SendState {
+    Taken,
+    Read(Vec<(u64, Stamp)>),
+    /// At the origin, which has not flushed it.
+    Arrived,
+    Flushed,
 }
 
 /// What has to be made ready before it can go on.
@@ -60,15 +68,17 @@ pub(super) struct Workload {
     map: Arc<StateMap>,
     data: SimFile,
     tasks: Vec<Task>,
+    fault: Option<Fault>,
     pub(super) wanted: Wanted,
 }
 
 impl Workload {
-    pub(super) fn new(map: Arc<StateMap>, data: SimFile) -> Self {
+    pub(super) fn new(map: Arc<StateMap>, data: SimFile, fault: Option<Fault>) -> Self {
         Self {
             map,
             data,
             tasks: Vec::new(),
+            fault,
             wanted: Wanted::default(),
         }
     }
@@ -277,34 +287,76 @@ impl Workload {
         let blocks = self.map.take_dirty(from, 1 + rng.below(6))?;
         Some(Task::Send(Send {
             blocks,
-            read: None,
-            arrived: false,
+            state: SendState::Taken,
         }))
     }
 
+    /// Takes all that is dirty, to be sent. Nothing is on its way.
+    pub(super) fn take_all(&mut self) {
+        let mut from = self.map.blocks().first;
+        while let Some(blocks) = self.map.take_dirty(from, u64::MAX) {
+            from = blocks.end;
+            self.tasks.push(Task::Send(Send {
+                blocks,
+                state: SendState::Taken,
+            }));
+        }
+    }
+
+    /// Goes on with one of the sends; false if there is none. Some fail.
+    pub(super) fn send_on(&mut self, model: &mut Model, rng: &mut Rng) -> bool {
+        let is_send = |task: &Task| matches!(task, Task::Send(_));
+        let Some(at) = self.tasks.iter().position(is_send) else {
+            return false;
+        };
+        if let Task::Send(send) = self.tasks.remove(at) {
+            let next = self.advance_send(send, model, rng);
+            self.tasks.extend(next);
+        }
+        true
+    }
+
+    /// The origin has lost its power: what it had not flushed goes once more.
+    pub(super) fn origin_cut(&mut self) {
+        let map = &self.map;
+        self.tasks.retain(|task| match task {
+            Task::Send(Send {
+                blocks,
+                state: SendState::Arrived,
+            }) => {
+                map.send_failed(*blocks);
+                false
+            }
+            _ => true,
+        });
+    }
+
     fn advance_send(&mut self, mut send: Send, model: &mut Model, rng: &mut Rng) -> Option<Task> {
-        match send.read.take() {
-            None if !send.arrived => {
+        send.state = match send.state {
+            SendState::Taken => {
                 let read = |at| (at, stamp_of(&self.data.sector(at)).expect("whole sectors"));
-                send.read = Some(watched_sectors(send.blocks).map(read).collect());
-                Some(Task::Send(send))
+                SendState::Read(watched_sectors(send.blocks).map(read).collect())
             }
-            Some(_) if rng.percent(20) => {
+            SendState::Read(_) if rng.percent(20) => {
                 self.map.send_failed(send.blocks);
-                None
+                return None;
             }
-            Some(read) => {
+            SendState::Read(read) => {
                 for (sector, stamp) in read {
                     model.set_origin(sector, stamp);
                 }
-                send.arrived = true;
-                Some(Task::Send(send))
+                SendState::Arrived
             }
-            None => {
+            SendState::Arrived if self.fault != Some(Fault::CleanTooEarly) => {
+                model.flush_origin();
+                SendState::Flushed
+            }
+            SendState::Arrived | SendState::Flushed => {
                 self.map.flushed(send.blocks);
-                None
+                return None;
             }
-        }
+        };
+        Some(Task::Send(send))
     }
 }
 
