@@ -1,7 +1,7 @@
 //! Stores that cannot be used, or not so: each message says what to do.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -129,7 +129,9 @@ fn a_cache_that_its_disk_failed_to_sync_is_asked_about() {
         // As the mount would have noted it.
         let meta = fs::read(host.path("cache").join("meta")).unwrap();
         let store = data_encoding::HEXLOWER.encode(&meta[16..32]);
-        let note = host.path("run/.stores").join(format!("{store}.failed"));
+        let data = fs::metadata(host.path("cache").join("data")).unwrap();
+        let note = format!("{store}-{:x}-{:x}.failed", data.dev(), data.ino());
+        let note = host.path("run/.stores").join(note);
         File::create(note).unwrap();
         let said = host.fails(&mount_args(&host.ticket(), &cache), &["failed to sync"]);
         for part in [

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use super::files::{OsDirectory, StoreFile};
 use super::inspect::no_cache;
-use super::live::LivePlace;
 use super::map_file::MAP;
 use super::meta::{META, META_NEW, Meta};
 use super::open::{NO_META, Place, begins_with};
@@ -41,7 +40,7 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
     if what == Discard::Clean {
         let no_meta = || place.refuse(ErrorKind::Damaged, NO_META.to_owned());
         let meta = meta?.ok_or_else(no_meta)?;
-        if place.has_sync_failed(&meta) {
+        if place.has_sync_failed(&meta)? {
             let what =
                 "may have lost local writes, as its disk failed to sync it, and may hold others";
             return Err(place.refuse(ErrorKind::Dirty, what.to_owned()));
@@ -64,11 +63,15 @@ fn begins_like_a_cache(directory: &OsDirectory) -> bool {
 /// At every moment of it there is a cache that is empty or being made, or none.
 fn remove(place: &Place, data: &dyn StoreFile, meta: Option<Meta>) -> Result<()> {
     let directory = &*place.directory;
+    let meta = match meta {
+        Some(meta) => Some((place.live(&meta)?, meta)),
+        None => None,
+    };
     let remove = || {
-        if let Some(mut meta) = meta {
+        if let Some((live, mut meta)) = meta {
             meta.making = true;
             meta.write(directory)?;
-            LivePlace::new(&place.run_directory, meta.store).remove()?;
+            live.remove()?;
         }
         data.set_len(0)?;
         data.sync_data()?;

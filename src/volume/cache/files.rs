@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,6 +60,10 @@ pub(super) trait StoreDirectory: fmt::Debug + Send + Sync {
 
     /// Removes a file. It is no error if it is not there.
     fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// What tells a file from the one of its name in a copy of the directory: the numbers of its
+    /// device and of its inode.
+    fn file_numbers(&self, name: &str) -> io::Result<[u64; 2]>;
 
     /// The names of everything in it.
     fn names(&self) -> io::Result<Vec<String>>;
@@ -257,6 +261,11 @@ impl StoreDirectory for OsDirectory {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn file_numbers(&self, name: &str) -> io::Result<[u64; 2]> {
+        let metadata = std::fs::symlink_metadata(self.path.join(name))?;
+        Ok([metadata.dev(), metadata.ino()])
     }
 
     fn names(&self) -> io::Result<Vec<String>> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::files::OsDirectory;
 use super::layout::Layout;
-use super::live::LivePlace;
 use super::lock;
 use super::map_file::{MapFile, MapKind};
 use super::meta::Meta;
@@ -72,7 +71,7 @@ pub fn inspect(path: &Path, run_directory: &Path) -> Result<CacheReport> {
         }
         Err(error) => return Err(error),
     };
-    let sync_failed = place.has_sync_failed(&meta);
+    let sync_failed = place.has_sync_failed(&meta)?;
     Ok(CacheReport {
         path: path.to_owned(),
         identity: meta.identity,
@@ -109,9 +108,9 @@ impl Place {
         if meta.making {
             return Ok(Held::default());
         }
-        let live = LivePlace::new(&self.run_directory, meta.store);
+        let live = self.live(meta)?;
         let key = live_key(meta, self.boot_id, 0);
-        if !self.has_sync_failed(meta)
+        if !self.has_sync_failed(meta)?
             && let Ok(adopted) = LiveMap::adopt(live.map(), &key)
         {
             let map = StateMap::new(adopted)

@@ -17,8 +17,12 @@ pub(super) struct LivePlace {
 }
 
 impl LivePlace {
-    pub(super) fn new(run_directory: &Path, store: [u8; 16]) -> Self {
-        let name = HEXLOWER.encode(&store);
+    /// Of the store whose `data` has these numbers: a copy of its directory has the same UUID, and may
+    /// be opened beside it.
+    pub(super) fn new(run_directory: &Path, store: [u8; 16], data: [u64; 2]) -> Self {
+        let [device, inode] = data;
+        let store = HEXLOWER.encode(&store);
+        let name = format!("{store}-{device:x}-{inode:x}");
         Self {
             map: run_directory.join(format!("{name}.live")),
             failed: run_directory.join(format!("{name}.failed")),

@@ -33,7 +33,6 @@ pub use layout::CACHE_BYTES_MAX;
 pub use meta::ORIGIN_NAME_BYTES_MAX;
 
 use self::files::{DataFile, OsDirectory};
-use self::live::LivePlace;
 use self::meta::MetaFile;
 use self::open::{Place, Started};
 use super::file::{FileOptions, FileStore};
@@ -164,7 +163,7 @@ impl CacheDirectory {
             &path.join(DATA),
             file_options,
         )?);
-        let note = LivePlace::new(&options.run_directory, meta.store);
+        let note = place.live(&meta)?;
         let started = place.start(Arc::new(DataFile(data.clone())), meta, options)?;
         data.leave_note_of_failure(note.failed().to_owned());
         let Started {

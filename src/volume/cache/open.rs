@@ -121,7 +121,7 @@ impl Place {
 
     /// Says so if a sync has failed and nobody has said yet what is to be done.
     fn check_syncs(&self, mut meta: Meta, options: &CacheOptions) -> Result<Meta> {
-        if !self.has_sync_failed(&meta) {
+        if !self.has_sync_failed(&meta)? {
             return Ok(meta);
         }
         if !meta.sync_failed {
@@ -140,9 +140,16 @@ impl Place {
     }
 
     /// Whether a sync has failed since the store was opened last. In memory nothing can.
-    pub(super) fn has_sync_failed(&self, meta: &Meta) -> bool {
-        let live = LivePlace::new(&self.run_directory, meta.store);
-        meta.persistent && !meta.making && (meta.sync_failed || live.is_failed())
+    pub(super) fn has_sync_failed(&self, meta: &Meta) -> Result<bool> {
+        let may_have = meta.persistent && !meta.making;
+        Ok(may_have && (meta.sync_failed || self.live(meta)?.is_failed()))
+    }
+
+    /// Where the live map of the store is. There is `data`.
+    pub(super) fn live(&self, meta: &Meta) -> Result<LivePlace> {
+        let numbers = self.directory.file_numbers(DATA);
+        let numbers = numbers.context_io(|| format!("cannot examine `{DATA}` in {}", self.name))?;
+        Ok(LivePlace::new(&self.run_directory, meta.store, numbers))
     }
 
     /// Where there is no cache, and what is there instead would be in its way.
@@ -225,7 +232,7 @@ impl Place {
         options: &CacheOptions,
     ) -> Result<Started> {
         LivePlace::make_directory(&self.run_directory)?;
-        let live = LivePlace::new(&self.run_directory, meta.store);
+        let live = self.live(&meta)?;
         let file = meta
             .persistent
             .then(|| self.load_map(&*data, &meta))
@@ -250,7 +257,7 @@ impl Place {
             }
         };
         let durable = || format!("cannot write to the cache in {}", self.name);
-        let had_failed = self.has_sync_failed(&meta.get());
+        let had_failed = self.has_sync_failed(&meta.get())?;
         let gives_up = had_failed && options.after_failed_sync == AfterFailedSync::Drop;
         if gives_up {
             give_up_all(&mut map);
@@ -289,7 +296,7 @@ impl Place {
 
     fn load_map(&self, data: &dyn StoreFile, meta: &Meta) -> Result<MapFile> {
         let file = self.open_map()?;
-        if self.has_sync_failed(meta) {
+        if self.has_sync_failed(meta)? {
             // What memory has of the files may never have reached the disk.
             let forget = data.forget_cached().and_then(|()| file.forget_cached());
             forget.context_io(|| format!("cannot read the cache in {} anew", self.name))?;
@@ -308,7 +315,7 @@ impl Place {
         if known.making {
             return Ok(Err("nobody has opened it".to_owned()));
         }
-        if self.has_sync_failed(&known) {
+        if self.has_sync_failed(&known)? {
             return Ok(Err("a sync of the cache had failed".to_owned()));
         }
         let key = live_key(&known, self.boot_id, options.in_flight_slots);

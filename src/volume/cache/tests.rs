@@ -155,6 +155,35 @@ fn a_cache_of_something_else_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn a_copy_of_a_directory_has_a_live_map_of_its_own() {
+    let home = Home::new();
+    let cache = home.open();
+    write(&cache, 5, 1);
+    cache.checkpointer.checkpoint().expect("durable");
+    let copy = home.dir.path().join("copy");
+    std::fs::create_dir(&copy).expect("made");
+    for name in ["data", "map", "meta"] {
+        std::fs::copy(home.cache().join(name), copy.join(name)).expect("copied");
+    }
+    write(&cache, 6, 2);
+    // Beside the other one, in the same boot.
+    let opened = CacheDirectory::open(&copy, &home.options()).expect("opened");
+    assert!(matches!(
+        opened.found.state,
+        FoundState::FromCheckpoint { .. }
+    ));
+    assert_eq!((read(&opened, 5), read(&opened, 6)), (Some(1), None));
+    fill(&opened, BlockRange::new(7, 8), 3);
+    assert_eq!(read(&cache, 7), None);
+    drop(opened);
+    discard(&copy, &home.run(), Discard::EvenDirty).expect("discarded");
+    drop(cache);
+    let cache = home.open();
+    assert_eq!(cache.found.state, FoundState::Continued);
+    assert_eq!(read(&cache, 6), Some(2));
+}
+
+#[test]
 fn what_cannot_become_a_cache_is_refused() {
     let home = Home::new();
     std::fs::create_dir(home.cache()).expect("made");
