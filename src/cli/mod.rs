@@ -26,6 +26,7 @@ mod serving;
 mod signals;
 mod status;
 mod stop;
+mod store_choice;
 mod store_place;
 mod sync;
 mod ticket;

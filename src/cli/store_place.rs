@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use aws_lc_rs::digest;
 use blockferry::ops;
@@ -15,6 +15,7 @@ use data_encoding::HEXLOWER;
 use nix::unistd::geteuid;
 
 use super::managed::{ManagedArgs, StoreKind};
+use super::store_choice::{self, Candidate};
 
 /// How many stores of one volume there can be on this host.
 const STORES_MAX: u32 = 100;
@@ -35,9 +36,11 @@ pub(super) struct StorePlace {
 }
 
 /// Where the store of `resource` is: the directory that was asked for, or one of its own that nobody
-/// uses at the moment. A mount that died left its store there.
+/// uses at the moment. A mount that died left its store there, and it may have had any number.
+///
+/// # Errors
+/// `Dirty` where several of them hold local writes, `Busy` where all are in use.
 pub(super) fn choose(args: &ManagedArgs, resource: &str) -> Result<StorePlace> {
-    let run_directory = live_maps();
     if let Some(path) = &args.cache {
         return Ok(StorePlace {
             path: path.clone(),
@@ -52,18 +55,18 @@ pub(super) fn choose(args: &ManagedArgs, resource: &str) -> Result<StorePlace> {
         memory_home()?
     };
     let name = name_of(resource);
-    for number in 1..=STORES_MAX {
-        let path = match number {
+    let candidates = (1..=STORES_MAX).map(|number| {
+        Candidate::at(match number {
             1 => root.join(&name),
             number => root.join(format!("{name}-{number}")),
-        };
-        if !is_in_use(&path, &run_directory) {
-            return Ok(StorePlace {
-                path,
-                persistent,
-                keep: false,
-            });
-        }
+        })
+    });
+    if let Some(path) = store_choice::choose(candidates.collect(), resource)? {
+        return Ok(StorePlace {
+            path,
+            persistent,
+            keep: false,
+        });
     }
     Err(Error::new(
         ErrorKind::Busy,
@@ -129,13 +132,6 @@ pub(super) fn live_maps() -> PathBuf {
 /// The largest volume whose store may be in memory: half of what is available.
 pub(super) fn memory_bytes_max() -> u64 {
     available_bytes() / 2
-}
-
-fn is_in_use(path: &Path, run_directory: &Path) -> bool {
-    matches!(
-        cache::inspect(path, run_directory),
-        Ok(report) if matches!(report.contents, cache::Contents::InUse(_))
-    )
 }
 
 fn cache_home() -> Result<PathBuf> {
