@@ -6,9 +6,10 @@ mod net_support;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use blockferry::net::{ManagedStore, Remote, RemoteOptions};
+use blockferry::net::{EARLIER_OPENINGS, ManagedStore, Remote, RemoteOptions};
 use blockferry::wire::Ticket;
 use blockferry::{AsyncBackend, ErrorKind, Result};
 use net_support::{Memory, PATIENCE, Running, Setup, options, read, write};
@@ -17,36 +18,68 @@ const SIZE: usize = 1 << 20;
 /// A direct mount's lease would be over at once.
 const SHORT: Duration = Duration::from_millis(1);
 
+/// No two openings are alike.
+static OPENINGS: AtomicU64 = AtomicU64::new(1);
+
 /// A local store as a managed mount knows it.
 struct Store {
     id: [u8; 16],
-    opening: u64,
+    /// Openings of which the server may have heard, the last one that it welcomed first.
+    earlier: Vec<[u8; 16]>,
     epoch: Option<u64>,
+    patience: Duration,
 }
 
 impl Store {
     fn new(id: u8) -> Self {
         Self {
             id: [id; 16],
-            opening: 0,
+            earlier: vec![[0; 16]],
             epoch: None,
+            patience: PATIENCE,
         }
     }
 
     async fn open(&mut self, ticket: &Ticket, takeover: bool) -> Result<Arc<Remote>> {
-        self.opening += 1;
+        let (remote, opening) = self.open_and_forget(ticket, takeover).await?;
+        self.earlier = vec![opening];
+        self.epoch = Some(remote.epoch());
+        Ok(remote)
+    }
+
+    /// The process dies before it has noted what came of it.
+    async fn open_and_forget(
+        &mut self,
+        ticket: &Ticket,
+        takeover: bool,
+    ) -> Result<(Arc<Remote>, [u8; 16])> {
+        let mut earlier = [[0; 16]; EARLIER_OPENINGS];
+        earlier[..self.earlier.len()].copy_from_slice(&self.earlier);
+        let opening = OPENINGS.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+        let opening = [opening, opening].concat().try_into().unwrap();
+        self.earlier.push(opening);
         let options = RemoteOptions {
             managed: Some(ManagedStore {
                 store: self.id,
-                opening: self.opening,
+                earlier,
+                opening,
             }),
             known_epoch: self.epoch,
             takeover,
+            connect_timeout: self.patience,
             ..options("managed-host")
         };
         let remote = Remote::connect(ticket.clone(), options).await?;
-        self.epoch = Some(remote.epoch());
-        Ok(remote)
+        Ok((remote, opening))
+    }
+
+    fn copied(&self) -> Self {
+        Self {
+            id: self.id,
+            earlier: self.earlier.clone(),
+            epoch: self.epoch,
+            patience: self.patience,
+        }
     }
 }
 
@@ -195,13 +228,50 @@ async fn a_copy_of_a_store_is_refused() {
     let mut store = Store::new(1);
     let first = store.open(&server.ticket, false).await.unwrap();
     first.close().await.unwrap();
-    let mut copy = Store { ..store };
+    let mut copy = store.copied();
+    // Tried while the server was down: that counts for nothing.
+    let (listen, ticket) = (server.address, server.ticket.clone());
+    server.stop().await;
+    copy.patience = Duration::from_millis(100);
+    for _ in 0..3 {
+        let tried = copy.open(&ticket, false).await.err().unwrap();
+        assert_eq!(tried.kind(), ErrorKind::Unreachable, "{tried}");
+    }
+    let server = Setup {
+        lease: SHORT,
+        listen,
+        ..Setup::new(state.path(), memory.clone())
+    };
+    let server = server.start().await;
+    copy.patience = PATIENCE;
     let original = store.open(&server.ticket, false).await.unwrap();
     write(&original, 0, &[1; 512]).await.unwrap();
     original.close().await.unwrap();
     let error = copy.open(&server.ticket, false).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Fenced, "{error}");
     assert!(error.to_string().contains("copied or restored"), "{error}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_whose_process_died_before_it_noted_the_welcome_goes_on_and_a_copy_does_not() {
+    let state = tempfile::tempdir().unwrap();
+    let memory = Memory::new(SIZE);
+    let server = serve(state.path(), &memory, None).await;
+    let mut store = Store::new(1);
+    let first = store.open(&server.ticket, false).await.unwrap();
+    first.close_keeping_lease().await.unwrap();
+    for _ in 0..2 {
+        let died = store.open_and_forget(&server.ticket, false).await;
+        died.unwrap().0.close_keeping_lease().await.unwrap();
+    }
+    let mut copy = store.copied();
+    let again = store.open(&server.ticket, false).await.unwrap();
+    assert_eq!(again.epoch(), first.epoch());
+    write(&again, 0, &[1; 512]).await.unwrap();
+    let error = copy.open(&server.ticket, false).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{error}");
+    write(&again, 0, &[2; 512]).await.unwrap();
     server.stop().await;
 }
 
@@ -214,7 +284,8 @@ async fn a_managed_reader_holds_nothing() {
         read_only: true,
         managed: Some(ManagedStore {
             store: [1; 16],
-            opening: 1,
+            earlier: [[0; 16]; EARLIER_OPENINGS],
+            opening: [1; 16],
         }),
         ..options("reader")
     };

@@ -15,7 +15,16 @@ pub(super) struct Record {
     /// The local store of the last holder, if that was a managed mount. It stays when the lease is
     /// given back: only this store may go on under the epoch.
     #[serde(default)]
-    pub(super) managed: Option<ManagedStore>,
+    pub(super) managed: Option<LastOpening>,
+}
+
+/// The opening of a local store that was welcomed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LastOpening {
+    pub(super) store: [u8; 16],
+    /// Zeros in a record of an earlier version, which counted openings: nobody can go on with that.
+    #[serde(default)]
+    pub(super) token: [u8; 16],
 }
 
 /// Who writes.
@@ -74,7 +83,7 @@ pub(super) fn decide(
         record: Record {
             epoch,
             holder: Some(asking.as_holder()),
-            managed: asking.managed,
+            managed: asking.managed.map(|managed| managed.as_last()),
         },
         fenced: holder.map(|holder| holder.client_id),
     };
@@ -95,9 +104,22 @@ pub(super) fn decide(
 }
 
 impl ManagedStore {
-    /// Whether it is the store that held the lease last, opened again since.
-    fn follows(&self, last: Option<Self>) -> bool {
-        last.is_some_and(|last| last.store == self.store && last.opening < self.opening)
+    /// Whether it is the store that held the lease last, and nobody else has gone on with that: a copy of
+    /// it knows no opening that came after it was made.
+    fn follows(&self, last: Option<LastOpening>) -> bool {
+        last.is_some_and(|last| {
+            let known = self.earlier.iter().chain([&self.opening]);
+            let knows =
+                last.token != [0; 16] && known.into_iter().any(|token| *token == last.token);
+            last.store == self.store && knows
+        })
+    }
+
+    fn as_last(&self) -> LastOpening {
+        LastOpening {
+            store: self.store,
+            token: self.opening,
+        }
     }
 }
 
@@ -133,7 +155,7 @@ fn copied(record: &Record) -> Refused {
     Refused {
         reason: Refusal::Fenced,
         message: format!(
-            "the volume was written from a later state of this local copy, or from another one \
+            "another copy of this local store was mounted since this one was, or another store \
              (epoch {}); was its directory copied or restored?",
             record.epoch
         ),

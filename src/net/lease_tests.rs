@@ -16,12 +16,26 @@ fn asking(client_id: [u8; 16], known_epoch: u64, takeover: bool) -> Asking<'stat
     }
 }
 
-/// A managed mount with its store opened for the `opening`th time.
-fn managed(client_id: [u8; 16], known_epoch: u64, store: u8, opening: u64) -> Asking<'static> {
+/// A managed mount with its store opened for the `opening`th time, which the server has heard of the
+/// time before.
+fn managed(client_id: [u8; 16], known_epoch: u64, store: u8, opening: u8) -> Asking<'static> {
+    managed_after(client_id, known_epoch, store, &[opening - 1], opening)
+}
+
+/// The same, where it heard of one of `earlier`.
+fn managed_after(
+    client_id: [u8; 16],
+    known_epoch: u64,
+    store: u8,
+    earlier: &[u8],
+    opening: u8,
+) -> Asking<'static> {
+    let token = |at: usize| earlier.get(at).map_or([0; 16], |token| [*token; 16]);
     Asking {
         managed: Some(ManagedStore {
             store: [store; 16],
-            opening,
+            earlier: std::array::from_fn(token),
+            opening: [opening; 16],
         }),
         ..asking(client_id, known_epoch, false)
     }
@@ -39,9 +53,12 @@ fn held_by(client_id: [u8; 16], epoch: u64) -> Record {
     }
 }
 
-fn held_by_managed(client_id: [u8; 16], epoch: u64, store: u8, opening: u64) -> Record {
+fn held_by_managed(client_id: [u8; 16], epoch: u64, store: u8, opening: u8) -> Record {
     Record {
-        managed: managed(client_id, 0, store, opening).managed,
+        managed: Some(LastOpening {
+            store: [store; 16],
+            token: [opening; 16],
+        }),
         ..held_by(client_id, epoch)
     }
 }
@@ -170,7 +187,7 @@ fn a_store_that_is_opened_again_goes_on_under_its_epoch() {
     let Verdict::Granted { record, .. } = &back else {
         panic!("{back:?}")
     };
-    assert_eq!(record.managed, managed(A, 4, 1, 2).managed);
+    assert_eq!(record.managed, held_by_managed(A, 4, 1, 2).managed);
     assert_eq!(granted(back), (4, None));
 }
 
@@ -194,11 +211,17 @@ fn a_copy_of_a_store_is_fenced_whoever_opened_it_first() {
             ..held_by_managed(B, 4, 1, 5)
         },
     ] {
-        for (store, opening) in [(1, 5), (1, 4), (2, 9)] {
+        // A copy made before, however often it was tried since; an older one; another store.
+        for (store, earlier, opening) in [
+            (1, &[4, 20, 21, 22, 23][..], 24),
+            (1, &[3], 4),
+            (1, &[], 6),
+            (2, &[5], 6),
+        ] {
             for takeover in [false, true] {
                 let copy = Asking {
                     takeover,
-                    ..managed(A, 4, store, opening)
+                    ..managed_after(A, 4, store, earlier, opening)
                 };
                 let refused = refusal(decide(&record, None, LEASE, copy));
                 assert_eq!(refused.reason, Refusal::Fenced);
@@ -206,6 +229,34 @@ fn a_copy_of_a_store_is_fenced_whoever_opened_it_first() {
             }
         }
     }
+}
+
+#[test]
+fn a_store_that_does_not_know_which_of_its_openings_was_heard_of_goes_on() {
+    for heard_of in 5..=9 {
+        let record = held_by_managed(B, 4, 1, heard_of);
+        let back = managed_after(A, 4, 1, &[5, 6, 7, 8], 9);
+        assert_eq!(
+            granted(decide(&record, None, LEASE, back)),
+            (4, Some(B)),
+            "{heard_of}"
+        );
+    }
+}
+
+#[test]
+fn a_record_that_counts_openings_lets_no_store_go_on() {
+    let store = vec![1; 16];
+    let kept =
+        format!(r#"{{"epoch":4,"holder":null,"managed":{{"store":{store:?},"opening":3}}}}"#);
+    let record: Record = serde_json::from_str(&kept).expect("read");
+    for earlier in [&[0][..], &[3]] {
+        let back = managed_after(A, 4, 1, earlier, 9);
+        let refused = refusal(decide(&record, None, LEASE, back));
+        assert_eq!(refused.reason, Refusal::Fenced);
+    }
+    let anew = decide(&record, None, LEASE, managed(A, 0, 1, 9));
+    assert_eq!(granted(anew), (5, None));
 }
 
 #[test]
@@ -248,7 +299,8 @@ proptest! {
     ) {
         let mut record = Record::default();
         let mut known = [0u64; 4];
-        let mut opening = [0u64; 4];
+        let mut opening = [0u8; 4];
+        let mut welcomed = [0u8; 4];
         let mut held_under = std::collections::HashMap::new();
         for (client, takeover, away_s, killed) in steps {
             let at = usize::from(client);
@@ -257,12 +309,15 @@ proptest! {
                 opening[at] += 1;
             }
             let mut id = [client + 1; 16];
-            id[0] = opening[at] as u8;
+            id[0] = opening[at];
             let away = (away_s > 5).then(|| Duration::from_secs(away_s));
             let asking = Asking {
                 takeover: takeover && known[at] == 0,
-                managed: is_managed.then_some(ManagedStore { store: [client; 16], opening: opening[at] }),
-                ..asking(id, known[at], false)
+                ..if is_managed {
+                    managed_after(id, known[at], client, &[welcomed[at]], opening[at])
+                } else {
+                    asking(id, known[at], false)
+                }
             };
             match decide(&record, away, LEASE, asking) {
                 Verdict::GoesOn => {
@@ -278,6 +333,7 @@ proptest! {
                 Verdict::Refused(_) => continue,
             }
             known[at] = record.epoch;
+            welcomed[at] = opening[at];
             prop_assert_eq!(*held_under.entry(record.epoch).or_insert(client), client);
             if away_s % 7 == 0 {
                 record.holder = None;

@@ -41,4 +41,4 @@ pub use state_dir::StateDir;
 pub use tls::TlsFiles;
 
 pub use crate::wire::codec::Compression;
-pub use crate::wire::control::ManagedStore;
+pub use crate::wire::control::{EARLIER_OPENINGS, ManagedStore};

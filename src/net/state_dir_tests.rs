@@ -1,6 +1,5 @@
 use super::*;
-use crate::net::lease::Holder;
-use crate::wire::control::ManagedStore;
+use crate::net::lease::{Holder, LastOpening};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -60,9 +59,9 @@ fn a_lease_is_kept_as_it_was() {
             name: "a \"host\"".to_owned(),
             since_unix_s: 1,
         }),
-        managed: Some(ManagedStore {
+        managed: Some(LastOpening {
             store: [1; 16],
-            opening: u64::MAX,
+            token: [0xFD; 16],
         }),
     };
     state.keep_lease(&disk(), &record).expect("kept");

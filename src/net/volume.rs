@@ -14,7 +14,7 @@ use super::lease::{Asking, Record, Verdict, decide};
 use super::session::DRAIN_TIMEOUT;
 use super::slot::Slot;
 use super::state_dir::{StateDir, VolumeLock};
-use crate::wire::control::{Hello, ManagedStore, Offers, Refusal, Refused, Welcome};
+use crate::wire::control::{Hello, Offers, Refusal, Refused, Welcome};
 use crate::wire::{Secret, VolumeName};
 use crate::{AsyncBackend, Geometry, Result};
 
@@ -146,9 +146,9 @@ impl Volume {
                 self.keep(&record).await?;
                 if let Some(fenced) = fenced {
                     // A process of the same store is gone; nobody was shut out.
-                    let store = |managed: Option<ManagedStore>| managed.map(|it| it.store);
-                    let is_other = hello.managed.is_none()
-                        || store(hello.managed) != store(lease.record.managed);
+                    let store = hello.managed.map(|managed| managed.store);
+                    let before = lease.record.managed.map(|last| last.store);
+                    let is_other = store.is_none() || store != before;
                     self.fence(fenced, is_other.then_some(&hello.client_name))
                         .await;
                 }

@@ -6,7 +6,6 @@
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
-use serde::{Deserialize, Serialize};
 
 use super::limits::{
     CLIENT_NAME_BYTES_MAX, CONTROL_MESSAGE_BYTES_MAX, REFUSAL_BYTES_MAX, VOLUME_NAME_BYTES_MAX,
@@ -15,11 +14,12 @@ use super::{Secret, WireError};
 use crate::ErrorKind;
 
 /// The lowest version of the protocol that this build speaks. Version 1 knew neither the identity
-/// of a volume's content nor managed mounts.
-pub const VERSION_MIN: u16 = 2;
+/// of a volume's content nor managed mounts, and version 2 no [`ManagedStore::earlier`], without which a
+/// server takes a copy of a store for the store.
+pub const VERSION_MIN: u16 = 3;
 
 /// The highest version of the protocol that this build speaks.
-pub const VERSION_MAX: u16 = 2;
+pub const VERSION_MAX: u16 = 3;
 
 /// Bodies may be compressed by LZ4.
 pub const FEATURE_LZ4: u64 = 1;
@@ -88,6 +88,7 @@ impl Preamble {
 
 /// What a client says.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum ClientMessage {
     /// Who it is and what it wants.
     Hello(Hello),
@@ -135,13 +136,19 @@ pub struct Hello {
 
 /// The local store of a managed writer. Its lease has no end in time, since the store may hold
 /// what was not sent yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct ManagedStore {
     /// Drawn at random when the store was made.
     pub store: [u8; 16],
-    /// How many times the store was opened, this time included; durable there before the hello.
-    pub opening: u64,
+    /// The openings of the store of which one was the last that the server heard of: the last that it
+    /// welcomed, and later ones whose hello was not answered. Zeros for none.
+    pub earlier: [[u8; 16]; EARLIER_OPENINGS],
+    /// Drawn at random for this opening of the store; durable there before the hello.
+    pub opening: [u8; 16],
 }
+
+/// How many openings a store that cannot tell which one the server heard of last may name.
+pub const EARLIER_OPENINGS: usize = 5;
 
 /// The answer to a client that is in.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

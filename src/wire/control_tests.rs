@@ -15,7 +15,8 @@ fn hello() -> Hello {
         known_identity: Some([8; 16]),
         managed: Some(ManagedStore {
             store: [9; 16],
-            opening: 10,
+            earlier: [[10; 16], [11; 16], [0; 16], [0; 16], [0; 16]],
+            opening: [12; 16],
         }),
     }
 }
@@ -58,7 +59,7 @@ fn keeps<M: Message + PartialEq + std::fmt::Debug>(message: M, expected: &str) {
 
 #[test]
 fn the_preamble_keeps_its_bytes() {
-    assert_eq!(hex(&Preamble::OURS.encode()), "4246525902000200");
+    assert_eq!(hex(&Preamble::OURS.encode()), "4246525903000300");
     assert_eq!(
         Preamble::decode(b"BFRY\x02\0\x07\0").map(|p| p.version_max),
         Ok(7)
@@ -84,7 +85,7 @@ fn client_messages_keep_their_bytes() {
     keeps(
         ClientMessage::Hello(hello()),
         &format!(
-            "9100000000000000{}",
+            "e900000000000000{}",
             [
                 "01",
                 &zeros,
@@ -107,8 +108,10 @@ fn client_messages_keep_their_bytes() {
                 &"08".repeat(16),
                 "01",
                 &"09".repeat(16),
-                "0a",
-                &zeros,
+                &"0a".repeat(16),
+                &"0b".repeat(16),
+                &"00".repeat(48),
+                &"0c".repeat(16),
             ]
             .concat()
         ),
@@ -233,7 +236,7 @@ proptest! {
         flags: (bool, bool),
         known_epoch: u64,
         known_identity: Option<[u8; 16]>,
-        managed: Option<([u8; 16], u64)>,
+        managed: Option<([u8; 16], [[u8; 16]; EARLIER_OPENINGS], [u8; 16])>,
     ) {
         let message = ClientMessage::Hello(Hello {
             features,
@@ -246,7 +249,11 @@ proptest! {
             takeover: flags.1,
             known_epoch,
             known_identity,
-            managed: managed.map(|(store, opening)| ManagedStore { store, opening }),
+            managed: managed.map(|(store, earlier, opening)| ManagedStore {
+                store,
+                earlier,
+                opening,
+            }),
         });
         let frame = encode(&message).expect("within limits");
         prop_assert_eq!(decode::<ClientMessage>(&frame[4..]), Ok(message));
@@ -269,7 +276,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_hello_is_a_message_or_an_error(at in 0usize..160, byte: u8) {
+    fn a_damaged_hello_is_a_message_or_an_error(at in 0usize..260, byte: u8) {
         let mut body = encode(&ClientMessage::Hello(hello())).expect("short")[4..].to_vec();
         let at = at % body.len();
         body[at] = byte;

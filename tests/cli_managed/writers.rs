@@ -128,6 +128,30 @@ fn without_a_cache_a_fenced_writer_stops_when_it_is_told_to_give_up() {
 }
 
 #[test]
+fn a_copy_that_was_tried_while_the_server_was_down_is_still_a_copy() {
+    let Some(host) = Host::new() else { return };
+    let server = host.serve();
+    let (cache, copy) = (host.text("cache"), host.text("copy"));
+    drop(host.mount(&["--cache", &cache]).read(0, 4096));
+    host.succeeds(&["stop", "disk"]);
+    let copied = std::process::Command::new("cp")
+        .args(["-a", "--sparse=always", &cache, &copy])
+        .status();
+    assert!(copied.unwrap().success());
+    let listen = server.end();
+    let ticket = host.ticket();
+    let of_copy = ["mount", &ticket, "--device", "fuse", "--cache", &copy];
+    host.fails(&of_copy, &["no answer"]);
+    let _server = host.serve_at(&listen);
+    let mount = host.mount(&["--cache", &cache]);
+    mount.write(0, &pattern(0, 4096, 2));
+    host.succeeds(&["stop", "disk"]);
+    // Nothing in it counts any more: it begins anew.
+    let mount = host.mount(&["--cache", &copy]);
+    assert_eq!(mount.read(0, 4096), pattern(0, 4096, 2));
+}
+
+#[test]
 fn a_copy_of_a_store_stays_refused_however_often_it_is_tried() {
     let Some(host) = Host::new() else { return };
     let _server = host.serve();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::net::{ManagedStore, Remote, RemoteOptions};
 use crate::volume::cache::{
@@ -99,15 +100,17 @@ async fn make(
     opening: Opening,
 ) -> Result<(Arc<Remote>, OpenedCache)> {
     let name = target.url();
+    let heard_of = Arc::new(AtomicBool::new(false));
     let options = RemoteOptions {
         managed: Some(managed(opening)),
+        heard_of: Some(Arc::clone(&heard_of)),
         ..remote
     };
     let remote = match Remote::connect(target, options).await {
         Ok(remote) => remote,
         Err(error) => {
-            let never_heard = error.kind() == ErrorKind::Unreachable && opening.number == 1;
-            if is_refusal(error.kind()) || never_heard {
+            let is_unknown = opening.is_first() && !heard_of.load(Ordering::Acquire);
+            if is_refusal(error.kind()) || is_unknown {
                 // Nobody knows of this store.
                 let _ = discard(&store.path, &store.run_directory, Discard::EvenDirty);
             }
@@ -132,7 +135,7 @@ async fn make(
         &store.path,
         &store.cache(&name, remote.identity(), size_bytes),
     )?;
-    note_source(&remote, &cache)?;
+    note_source(&remote, &cache, Some(opening))?;
     Ok((remote, cache))
 }
 
@@ -174,8 +177,15 @@ async fn go_on(
         return given_up(store, &cache, why);
     }
     let epoch = cache.directory.epoch();
+    // A reader holds no lease, and the server notes nothing of him.
+    let opening = match remote.read_only {
+        true => None,
+        false => Some(cache.directory.next_opening()?),
+    };
+    let heard_of = Arc::new(AtomicBool::new(false));
     let options = RemoteOptions {
-        managed: Some(managed(cache.directory.next_opening()?)),
+        managed: opening.map(managed),
+        heard_of: Some(Arc::clone(&heard_of)),
         known_epoch: (epoch != 0 && !remote.read_only).then_some(epoch),
         known_identity: Some(identity),
         ..remote.clone()
@@ -188,7 +198,15 @@ async fn go_on(
             }
             return given_up(store, &cache, &error.chain());
         }
-        Err(error) => return Err(error),
+        Err(error) => {
+            if let Some(opening) = opening
+                && !heard_of.load(Ordering::Acquire)
+            {
+                // If that cannot be noted the next opening names one more.
+                let _ = cache.directory.forget(opening);
+            }
+            return Err(error);
+        }
     };
     let cache = match is_true(&remote, &cache, epoch) {
         true => cache,
@@ -200,7 +218,7 @@ async fn go_on(
             cache.drop_clean()?
         }
     };
-    note_source(&remote, &cache)?;
+    note_source(&remote, &cache, opening)?;
     Ok(Some((remote, cache)))
 }
 
@@ -227,11 +245,14 @@ fn is_true(remote: &Remote, cache: &OpenedCache, epoch: u64) -> bool {
     seen != 0 && generation(remote) == seen
 }
 
-/// Notes on behalf of whom the store is filled from now on.
-fn note_source(remote: &Remote, cache: &OpenedCache) -> Result<()> {
-    match remote.is_read_only() {
-        true => cache.directory.set_source(0, generation(remote)),
-        false => cache.directory.set_source(remote.epoch(), 0),
+/// Notes on behalf of whom the store is filled from now on. Nothing is written before the server's
+/// welcome is on record here: a later opening has to name one that the server knows.
+fn note_source(remote: &Remote, cache: &OpenedCache, opening: Option<Opening>) -> Result<()> {
+    match opening {
+        Some(opening) if !remote.is_read_only() => {
+            cache.directory.welcomed(opening, remote.epoch())
+        }
+        _ => cache.directory.set_generation(generation(remote)),
     }
 }
 
@@ -243,7 +264,8 @@ fn generation(remote: &Remote) -> u64 {
 fn managed(opening: Opening) -> ManagedStore {
     ManagedStore {
         store: opening.store,
-        opening: opening.number,
+        earlier: opening.earlier,
+        opening: opening.token,
     }
 }
 

@@ -3,19 +3,32 @@
 use std::path::Path;
 
 use super::files::OsDirectory;
-use super::meta::Meta;
+use super::meta::{Meta, Openings, Token, UNANSWERED_MAX};
 use super::open::Place;
 use super::{CacheDirectory, lock};
+use crate::volume::instance;
 use crate::{Context, Result};
 
-/// One opening of a store. No two are alike, and those of one store grow.
+/// One opening of a store, as its server is told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opening {
     /// The store's UUID.
     pub store: [u8; 16],
-    /// Its number, durable.
-    pub number: u64,
+    /// The openings of which one was the last that the server heard of; zeros for none.
+    pub earlier: [[u8; 16]; EARLIER_OPENINGS],
+    /// What tells this one from all others, durable.
+    pub token: [u8; 16],
 }
+
+impl Opening {
+    /// Whether the server has heard of none before.
+    pub fn is_first(&self) -> bool {
+        self.earlier.iter().flatten().all(|byte| *byte == 0)
+    }
+}
+
+/// How many openings the server may have heard of last.
+pub const EARLIER_OPENINGS: usize = 1 + UNANSWERED_MAX;
 
 /// What there is in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,31 +70,37 @@ impl CacheDirectory {
                 Meta::begun(persistent)?
             }
         };
-        let meta = Meta {
-            openings: begun.openings + 1,
-            ..begun
-        };
+        let mut meta = begun;
+        let opening = meta.open_once_more()?;
         meta.write(&*place.directory)
             .context_io(|| format!("cannot begin a cache in {name}"))?;
-        Ok(Begun::New(Opening {
-            store: meta.store,
-            number: meta.openings,
-        }))
+        Ok(Begun::New(opening))
     }
 
-    /// Counts one more opening of the store, durably.
+    /// Begins one more opening of the store, durably.
     ///
     /// # Errors
     /// What the operating system reports.
     pub fn next_opening(&self) -> Result<Opening> {
-        let meta = self
-            .meta
-            .change(|meta| meta.openings += 1)
-            .context_io(|| format!("cannot write to the cache in {}", self.path().display()))?;
-        Ok(Opening {
-            store: meta.store,
-            number: meta.openings,
-        })
+        let mut known = self.meta.get();
+        let opening = known.open_once_more()?;
+        self.change(|meta| meta.openings = known.openings)?;
+        Ok(opening)
+    }
+
+    /// Notes durably that the server has certainly not heard of an opening.
+    ///
+    /// # Errors
+    /// What the operating system reports.
+    pub fn forget(&self, opening: Opening) -> Result<()> {
+        self.change(|meta| meta.openings.forget(opening.token))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Meta)) -> Result<()> {
+        self.meta
+            .change(change)
+            .map(drop)
+            .context_io(|| format!("cannot write to the cache in {}", self.path().display()))
     }
 
     /// Whether the origin has shut the store out.
@@ -89,16 +108,12 @@ impl CacheDirectory {
         self.meta.get().fenced
     }
 
-    /// Notes durably that the origin has shut the store out: with each opening that is tried it looks
-    /// later than the store that it is a copy of.
+    /// Notes durably that the origin has shut the store out, so that it is not asked again.
     ///
     /// # Errors
     /// What the operating system reports.
     pub fn fence(&self) -> Result<()> {
-        self.meta
-            .change(|meta| meta.fenced = true)
-            .map(drop)
-            .context_io(|| format!("cannot write to the cache in {}", self.path().display()))
+        self.change(|meta| meta.fenced = true)
     }
 
     /// What the origin was called when the store was made.
@@ -111,18 +126,93 @@ impl CacheDirectory {
         self.meta.get().generation
     }
 
-    /// Notes the epoch under which the store is written from now on, or the generation that it is
-    /// read of, durably; 0 for none.
+    /// Notes durably that the server has welcomed an opening, and the epoch under which the store is
+    /// written from now on.
     ///
     /// # Errors
-    /// What the operating system reports; they are then the old ones or the new ones.
-    pub fn set_source(&self, epoch: u64, generation: u64) -> Result<()> {
-        if (self.epoch(), self.generation()) == (epoch, generation) {
+    /// What the operating system reports; what is noted is then the old or the new.
+    pub fn welcomed(&self, opening: Opening, epoch: u64) -> Result<()> {
+        self.change(|meta| {
+            (meta.epoch, meta.generation) = (epoch, 0);
+            meta.openings = Openings {
+                welcomed: opening.token,
+                ..Openings::default()
+            };
+        })
+    }
+
+    /// Notes the generation that the store is read of, durably; 0 for none. The store is then written
+    /// under no epoch.
+    ///
+    /// # Errors
+    /// What the operating system reports; it is then the old one or the new one.
+    pub fn set_generation(&self, generation: u64) -> Result<()> {
+        if (self.epoch(), self.generation()) == (0, generation) {
             return Ok(());
         }
-        self.meta
-            .change(|meta| (meta.epoch, meta.generation) = (epoch, generation))
-            .map(drop)
-            .context_io(|| format!("cannot write to the cache in {}", self.path().display()))
+        self.change(|meta| (meta.epoch, meta.generation) = (0, generation))
+    }
+}
+
+impl Meta {
+    /// Draws a token for one more opening.
+    fn open_once_more(&mut self) -> Result<Opening> {
+        let Openings {
+            welcomed,
+            unanswered,
+        } = self.openings;
+        let mut earlier = [[0; 16]; EARLIER_OPENINGS];
+        earlier[0] = welcomed;
+        earlier[1..].copy_from_slice(&unanswered);
+        Ok(Opening {
+            store: self.store,
+            earlier,
+            token: self.openings.next(instance::fresh()?),
+        })
+    }
+}
+
+impl Openings {
+    /// The token of one more opening: this fresh one; or, where it is open of too many whether the server
+    /// has heard of them, the last of those once more, since it may be the one that the server knows.
+    fn next(&mut self, fresh: Token) -> Token {
+        match self.unanswered.iter_mut().find(|token| **token == [0; 16]) {
+            Some(free) => {
+                *free = fresh;
+                fresh
+            }
+            None => self.unanswered[UNANSWERED_MAX - 1],
+        }
+    }
+
+    fn forget(&mut self, token: Token) {
+        for place in &mut self.unanswered {
+            if *place == token {
+                *place = [0; 16];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_opening_has_a_token_of_its_own_until_too_many_were_not_answered() {
+        let mut openings = Openings::default();
+        for number in 1..=UNANSWERED_MAX as u8 {
+            assert_eq!(openings.next([number; 16]), [number; 16]);
+        }
+        let last = [UNANSWERED_MAX as u8; 16];
+        assert_eq!(openings.next([9; 16]), last);
+        openings.forget([2; 16]);
+        assert_eq!(openings.next([9; 16]), [9; 16]);
+        assert_eq!(openings.unanswered[1], [9; 16]);
+        // What may have arrived is not forgotten.
+        assert_eq!(
+            (openings.unanswered[0], openings.unanswered[3]),
+            ([1; 16], last)
+        );
     }
 }

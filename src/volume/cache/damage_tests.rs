@@ -29,7 +29,8 @@ fn closed() -> Closed {
     push(&cache);
     cache.checkpointer.settle_intents().expect("settled");
     write(&cache, 9, 6);
-    cache.directory.set_source(3, 0).expect("noted");
+    let opening = cache.directory.next_opening().expect("begun");
+    cache.directory.welcomed(opening, 3).expect("noted");
     cache.checkpointer.close().expect("closed");
     let held = snapshots(&cache);
     assert!(matches!(held[0], RegionSnapshot::Mixed(_)));

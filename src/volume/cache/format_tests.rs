@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::fields::sha256;
 use super::header::{self, BatchSum, Header};
 use super::layout::{Layout, RECORD_BYTES, SEAL_BYTES, Slot};
-use super::meta::Meta;
+use super::meta::{Meta, Openings};
 use super::page::{PAGE_BYTES, PageFault, PageKind};
 use super::record;
 use super::table::{self, Entry, Saved};
@@ -27,8 +27,11 @@ fn meta() -> Meta {
         chunk_bytes: 262_144,
         epoch: 7,
         open_counter: 8,
-        openings: 9,
         generation: 10,
+        openings: Openings {
+            welcomed: [0xcc; 16],
+            unanswered: [[0xdd; 16], [0xee; 16], [0; 16], [0; 16]],
+        },
         origin_name: "blockferry://host:1/volume".to_owned(),
     }
 }
@@ -90,12 +93,15 @@ fn golden(bytes: &[u8], shown: usize, start: &str, sum: &str) {
 fn golden_meta() {
     golden(
         &meta().encode(),
-        128,
-        "424652594d455441010002010000000030313233343536373839616263646566
+        200,
+        "424652594d455441020002010000000030313233343536373839616263646566
          aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa08070605040302010000040000000000
-         0700000000000000080000000000000009000000000000000a00000000000000
-         1a00626c6f636b66657272793a2f2f686f73743a312f766f6c756d6500000000",
-        "246cdfc17b669856b68b8c7daf3f81edf913ba9832691079765c156b2bc5d0c9",
+         070000000000000008000000000000000a00000000000000cccccccccccccccc
+         ccccccccccccccccddddddddddddddddddddddddddddddddeeeeeeeeeeeeeeee
+         eeeeeeeeeeeeeeee000000000000000000000000000000000000000000000000
+         00000000000000001a00626c6f636b66657272793a2f2f686f73743a312f766f
+         6c756d6500000000",
+        "8f15d75c04b00294deda94a7076e872951793d263b3c11d22648454906779957",
     );
 }
 
@@ -252,13 +258,14 @@ proptest! {
 
     #[test]
     fn meta_comes_back_and_a_changed_byte_is_seen(
-        numbers in any::<[u64; 6]>(),
+        numbers in any::<[u64; 5]>(),
+        tokens in any::<([u8; 16], [[u8; 16]; 4])>(),
         flags in any::<(bool, bool, bool, bool)>(),
         ids in any::<([u8; 16], [u8; 16])>(),
         origin_name in "\\PC{0,80}",
         (at, change) in any_flip(512),
     ) {
-        let [size_bytes, chunk_bytes, epoch, open_counter, openings, generation] = numbers;
+        let [size_bytes, chunk_bytes, epoch, open_counter, generation] = numbers;
         let meta = Meta {
             making: flags.0,
             persistent: flags.1,
@@ -270,8 +277,11 @@ proptest! {
             chunk_bytes,
             epoch,
             open_counter,
-            openings,
             generation,
+            openings: Openings {
+                welcomed: tokens.0,
+                unanswered: tokens.1,
+            },
             origin_name,
         };
         let mut bytes = meta.encode();
@@ -279,6 +289,7 @@ proptest! {
         prop_assert!(meta.origin_name.starts_with(&found.origin_name));
         prop_assert!(found.origin_name.len() > 250 || found.origin_name == meta.origin_name);
         prop_assert_eq!(found.encode(), bytes);
+        prop_assert_eq!(found.openings, meta.openings);
         prop_assert_eq!((found.fenced, found.sync_failed), (meta.fenced, meta.sync_failed));
         bytes[at] ^= change;
         prop_assert!(Meta::decode(&bytes).is_err());

@@ -15,11 +15,12 @@
 //! | 56–63 | chunk in bytes |
 //! | 64–71 | epoch of the lease; 0 for none |
 //! | 72–79 | open counter: how often it was opened without a live map to go on with |
-//! | 80–87 | how often it was opened at all |
-//! | 88–95 | generation of the origin's content that a reader saw; 0 for none |
-//! | 96–97 | length of the origin's name |
-//! | 98–352 | the origin's name, UTF-8 |
-//! | 353–479 | 0 |
+//! | 80–87 | generation of the origin's content that a reader saw; 0 for none |
+//! | 88–103 | the last opening that the server welcomed; zeros for none |
+//! | 104–167 | later openings that it may have heard of, the first one first; zeros for none |
+//! | 168–169 | length of the origin's name |
+//! | 170–424 | the origin's name, UTF-8 |
+//! | 425–479 | 0 |
 //! | 480–511 | SHA-256 of bytes 0–479 |
 
 use std::io;
@@ -36,7 +37,7 @@ pub(super) const META: &str = "meta";
 pub(super) const META_NEW: &str = "meta.new";
 
 /// The layout that this program writes, and the only one that it reads.
-pub(super) const FORMAT_VERSION: u16 = 1;
+pub(super) const META_VERSION: u16 = 2;
 
 /// The longest name of an origin, in bytes.
 pub const ORIGIN_NAME_BYTES_MAX: usize = 255;
@@ -64,11 +65,25 @@ pub(super) struct Meta {
     pub(super) epoch: u64,
     /// How often the store was opened without a live map to go on with.
     pub(super) open_counter: u64,
-    /// How often it was opened at all.
-    pub(super) openings: u64,
     /// Of the origin's content, as a reader saw it; 0 for none.
     pub(super) generation: u64,
+    pub(super) openings: Openings,
     pub(super) origin_name: String,
+}
+
+/// An opening of the store: drawn at random; zeros for none.
+pub(super) type Token = [u8; 16];
+
+/// Of how many openings in a row it may stay open whether the server has heard of them.
+pub(super) const UNANSWERED_MAX: usize = 4;
+
+/// What tells a store from a copy of its directory: the server knows its last opening.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Openings {
+    /// The last one that the server welcomed.
+    pub(super) welcomed: Token,
+    /// Later ones that it may have heard of.
+    pub(super) unanswered: [Token; UNANSWERED_MAX],
 }
 
 impl Meta {
@@ -85,8 +100,8 @@ impl Meta {
             chunk_bytes: 0,
             epoch: 0,
             open_counter: 0,
-            openings: 0,
             generation: 0,
+            openings: Openings::default(),
             origin_name: String::new(),
         })
     }
@@ -96,7 +111,7 @@ impl Meta {
         let name = truncated(&self.origin_name, ORIGIN_NAME_BYTES_MAX).as_bytes();
         let mut to = Writer::new(&mut bytes);
         to.put(MAGIC);
-        to.put(&FORMAT_VERSION.to_le_bytes());
+        to.put(&META_VERSION.to_le_bytes());
         to.put(&[if self.making { 1 } else { 2 }, self.persistent.into()]);
         to.put(&[self.fenced.into(), self.sync_failed.into(), 0, 0]);
         to.put(&self.store);
@@ -106,10 +121,13 @@ impl Meta {
             self.chunk_bytes,
             self.epoch,
             self.open_counter,
-            self.openings,
             self.generation,
         ] {
             to.put(&number.to_le_bytes());
+        }
+        to.put(&self.openings.welcomed);
+        for token in &self.openings.unanswered {
+            to.put(token);
         }
         to.put(&(name.len() as u16).to_le_bytes());
         to.put(name);
@@ -131,10 +149,10 @@ impl Meta {
             return Err(damaged("does not begin like one".to_owned()));
         }
         let version = u16::from_le_bytes(from.take());
-        if version != FORMAT_VERSION {
+        if version != META_VERSION {
             return Err(Error::new(
                 ErrorKind::Foreign,
-                format!("`meta` has version {version}; this program knows {FORMAT_VERSION}"),
+                format!("`meta` has version {version}; this program knows {META_VERSION}"),
             ));
         }
         if sha256(&[&bytes[..SUM_AT]]) != bytes[SUM_AT..] {
@@ -146,7 +164,11 @@ impl Meta {
         let identity = from.take();
         let mut number = || u64::from_le_bytes(from.take());
         let (size_bytes, chunk_bytes, epoch) = (number(), number(), number());
-        let (open_counter, openings, generation) = (number(), number(), number());
+        let (open_counter, generation) = (number(), number());
+        let openings = Openings {
+            welcomed: from.take(),
+            unanswered: std::array::from_fn(|_| from.take()),
+        };
         let name_bytes = usize::from(u16::from_le_bytes(from.take()));
         let name = from.rest().get(..name_bytes.min(ORIGIN_NAME_BYTES_MAX));
         Ok(Self {
@@ -160,8 +182,8 @@ impl Meta {
             chunk_bytes,
             epoch,
             open_counter,
-            openings,
             generation,
+            openings,
             origin_name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
         })
     }

@@ -25,7 +25,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use begin::{Begun, Opening};
+pub use begin::{Begun, EARLIER_OPENINGS, Opening};
 pub use checkpointer::Checkpointer;
 pub use discard::{Discard, discard};
 pub use inspect::{CacheReport, Contents, Held, inspect};

@@ -15,7 +15,9 @@
 use std::fmt;
 
 use super::fields::{Fields, Writer, sha256};
-use super::meta::FORMAT_VERSION;
+
+/// The layout of `map` that this program writes, and the only one that it reads.
+pub(super) const FORMAT_VERSION: u16 = 1;
 
 /// A page, in bytes.
 pub(super) const PAGE_BYTES: usize = 4096;

@@ -155,6 +155,28 @@ fn a_cache_of_something_else_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn an_opening_names_all_that_the_server_may_have_heard_of_and_no_other() {
+    let home = Home::new();
+    let next = || {
+        let cache = home.open();
+        cache.directory.next_opening().expect("noted")
+    };
+    let (first, second) = (next(), next());
+    assert_ne!(first.token, second.token);
+    assert!(second.earlier.contains(&first.token), "it may have arrived");
+    home.open().directory.forget(second).expect("noted");
+    let third = next();
+    assert!(third.earlier.contains(&first.token));
+    assert!(!third.earlier.contains(&second.token), "it has not");
+    home.open().directory.welcomed(third, 5).expect("noted");
+    home.reboot();
+    let fourth = next();
+    let earlier: Vec<_> = fourth.earlier.iter().filter(|it| **it != [0; 16]).collect();
+    assert_eq!(earlier, [&third.token], "the last one that is known");
+    assert_eq!(fourth.store, first.store);
+}
+
+#[test]
 fn a_copy_of_a_directory_has_a_live_map_of_its_own() {
     let home = Home::new();
     let cache = home.open();
@@ -263,7 +285,8 @@ fn looking_at_a_cache_tells_what_counts_and_changes_nothing() {
     let cache = home.open();
     fill(&cache, BlockRange::new(0, 10), 1);
     write(&cache, 5, 2);
-    cache.directory.set_source(9, 0).expect("noted");
+    let opening = cache.directory.next_opening().expect("begun");
+    cache.directory.welcomed(opening, 9).expect("noted");
     cache.checkpointer.checkpoint().expect("durable");
     write(&cache, 50, 2);
     drop(cache);
