@@ -424,7 +424,9 @@ fn requests_that_nobody_waits_for_any_more_leave_nothing_behind() {
 
 #[test]
 fn each_chunk_is_told_to_be_local_once_and_no_read_waits_for_whoever_is_told() {
-    let world = World::new(numbered(BLOCKS));
+    /// More than any pool of helping threads would take.
+    const CHUNKS: u64 = 40;
+    let world = World::new(numbered(CHUNKS * CHUNK_BLOCKS));
     let told = Arc::new(AtomicUsize::new(0));
     let (go_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
@@ -437,7 +439,7 @@ fn each_chunk_is_told_to_be_local_once_and_no_read_waits_for_whoever_is_told() {
     }));
     let mount = world.mount_as(options);
     let mut rig = Rig::of(&mount);
-    for chunk in 0..8 {
+    for chunk in 0..CHUNKS {
         assert_eq!(
             rig.get(chunk * CHUNK, CHUNK)[0],
             number_of(chunk * CHUNK_BLOCKS)
@@ -446,7 +448,8 @@ fn each_chunk_is_told_to_be_local_once_and_no_read_waits_for_whoever_is_told() {
     assert_eq!(told.load(Ordering::Relaxed), 0);
     drop(go_on);
     world.run(mount.finish()).expect("finished");
-    assert_eq!(told.load(Ordering::Relaxed), 8);
+    assert_eq!(told.load(Ordering::Relaxed), CHUNKS as usize);
+    assert_eq!(mount.status().chunks_untold, 0);
 }
 
 #[test]

@@ -308,7 +308,7 @@ impl Shared {
         self.tasks.spawn(async move {
             let (shared, fetch) = (&running.shared, &running.fetch);
             let outcome = shared.run_fetch(fetch).await;
-            shared.chunk_filled(fetch.chunk).await;
+            shared.chunk_filled(fetch.chunk);
             running.end(outcome);
         });
         waiter
@@ -486,19 +486,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells, if somebody wants to know, that all of a chunk is local. Nobody waits for him, unless
-    /// he is behind with many.
-    pub(super) async fn chunk_filled(self: &Arc<Self>, chunk: ChunkIndex) {
-        let Some(hook) = self.options.hooks.chunk_is_local.clone() else {
-            return;
-        };
-        if self.store.map.is_present(self.blocks_of(chunk)) {
-            let turn = self.hook_turns.clone().acquire_owned().await;
-            drop(self.tasks.blocking(move || {
-                hook(chunk);
-                drop(turn);
-                Ok(())
-            }));
+    /// Tells, if somebody wants to know, that all of a chunk is local. Nobody waits for him.
+    pub(super) fn chunk_filled(&self, chunk: ChunkIndex) {
+        if let Some(told) = &self.told
+            && self.store.map.is_present(self.blocks_of(chunk))
+        {
+            told.tell(chunk);
         }
     }
 

@@ -36,6 +36,7 @@ mod slots;
 mod status;
 mod tasks;
 mod throughput;
+mod told;
 mod window;
 mod zero;
 
@@ -44,7 +45,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use self::batch::PIECE_BYTES;
 use self::buffers::Buffers;
@@ -57,6 +58,7 @@ use self::read_ahead::ReadAhead;
 use self::slots::{SLOTS, Slots};
 use self::tasks::Tasks;
 use self::throughput::Throughput;
+use self::told::Told;
 use super::deadline::Deadline;
 use crate::backend::Resource;
 use crate::volume::cache::{CacheDirectory, Checkpointer, OpenedCache};
@@ -69,9 +71,6 @@ use crate::{Context, Error, ErrorKind, Result};
 pub use self::options::{Hook, Hooks, ManagedOptions, WORKERS_MAX};
 pub use self::order::{OrderRange, PriorityFunction, PullOrder};
 pub use self::status::ManagedStatus;
-
-/// How many calls of the hook that a chunk is local run at once.
-const HOOKS_MAX: usize = 16;
 
 /// How long the end of a mount waits for writes to the origin that were given up.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
@@ -131,8 +130,8 @@ struct Shared {
     slots: Slots,
     pushes: Pushes,
     checkpoints: Checkpoints,
-    /// For calls of the hook that a chunk is local.
-    hook_turns: Arc<Semaphore>,
+    /// The hook that a chunk is local, if there is one.
+    told: Option<Told>,
     /// Whether everything is local.
     pulled: watch::Sender<bool>,
     pulling: Throughput,
@@ -207,6 +206,11 @@ impl ManagedMount {
         let slots = store
             .take_slots(SLOTS)
             .context_io(|| "cannot serve the local store")?;
+        let hook = options.hooks.chunk_is_local.clone();
+        let told = hook
+            .map(Told::new)
+            .transpose()
+            .context_io(|| "cannot start the thread of a hook")?;
         let shared = Arc::new(Shared::new(
             origin,
             Arc::clone(&store),
@@ -214,6 +218,7 @@ impl ManagedMount {
             options,
             slots,
             on_rings,
+            told,
         ));
         shared.start_tasks();
         let store = match on_rings {
@@ -354,6 +359,9 @@ impl ManagedMount {
         }
         shared.store.misses.close();
         shared.tasks.ended().await;
+        if let Some(told) = &shared.told {
+            told.end().await;
+        }
         result
             .and(heat::record(shared).await)
             .and(shared.close().await)
@@ -375,6 +383,7 @@ impl Shared {
         options: ManagedOptions,
         slots: u32,
         on_rings: bool,
+        told: Option<Told>,
     ) -> Self {
         let backend = origin.as_async();
         let chunk_bytes = options.chunk_bytes;
@@ -403,7 +412,7 @@ impl Shared {
             slots: Slots::new(slots),
             pushes: Pushes::new(),
             checkpoints: Checkpoints::default(),
-            hook_turns: Arc::new(Semaphore::new(HOOKS_MAX)),
+            told,
             pulled: watch::Sender::new(false),
             pulling: Throughput::new(Instant::now()),
             pushing: Throughput::new(Instant::now()),

@@ -117,7 +117,7 @@ impl Shared {
                     .blocking(move || shared.fill_with_zeros(blocks))
                     .await;
                 match filled {
-                    Ok(()) => self.chunks_filled(blocks).await,
+                    Ok(()) => self.chunks_filled(blocks),
                     Err(error) => {
                         let _ = self.store_failed("hole", range.start, len as usize, &error);
                     }
@@ -127,10 +127,10 @@ impl Shared {
         end
     }
 
-    async fn chunks_filled(self: &Arc<Self>, blocks: BlockRange) {
-        if self.options.hooks.chunk_is_local.is_some() {
+    fn chunks_filled(&self, blocks: BlockRange) {
+        if self.told.is_some() {
             for (chunk, _) in blocks.by_chunk(self.options.chunk_bytes) {
-                self.chunk_filled(chunk).await;
+                self.chunk_filled(chunk);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::told::Told;
 use super::{PullOrder, Shared};
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::managed::LatencySummary;
@@ -62,6 +63,8 @@ pub struct ManagedStatus {
     pub store_failures: u64,
     /// Since when nothing that takes room has fitted into it, in seconds since 1970.
     pub store_full_since: Option<u64>,
+    /// Chunks that became local of which the hook was not told, as it was too far behind.
+    pub chunks_untold: u64,
     /// Since when the origin cannot be reached, in seconds since 1970.
     pub away_since: Option<u64>,
     /// Why the origin will not come back.
@@ -112,6 +115,7 @@ impl Shared {
             origin_failures: counters.origin_failures.load(Relaxed),
             store_failures: counters.store_failures.load(Relaxed),
             store_full_since: (full_since > 0).then_some(full_since),
+            chunks_untold: self.told.as_ref().map_or(0, Told::untold),
             away_since: away_since
                 .and_then(|since| since.duration_since(UNIX_EPOCH).ok())
                 .map(|since| since.as_secs()),
