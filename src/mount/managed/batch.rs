@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::Shared;
 use super::buffers::Buffer;
 use super::fetch::runs_of_blocks;
+use super::{Shared, zeros};
 use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset};
 use crate::volume::{Backend, Priority};
 
@@ -20,9 +20,6 @@ pub(super) const PIECE_BYTES: u64 = 1 << 20;
 
 /// The shortest run of zeros that goes as such beside other bytes.
 const ZEROS_BYTES_MIN: usize = 64 << 10;
-
-/// The longest that goes in one request, in blocks: a backend may have to write it all.
-const ZEROS_BLOCKS_MAX: u64 = (1 << 30) / BLOCK_BYTES;
 
 /// After how many bytes the origin has to flush, so that no sweep is without end.
 const BATCH_BYTES: u64 = 256 << 20;
@@ -166,11 +163,13 @@ impl Shared {
 
     async fn send_zeros(&self, run: BlockRange) -> io::Result<()> {
         let (offset, len) = self.bytes_of(run);
+        let since = Instant::now();
         self.origin
             .write_zeroes(offset, len as u64, false, false)
             .await?;
         let zeroed = &self.counters.pushed_zeroes_bytes;
         zeroed.fetch_add(len as u64, Ordering::Relaxed);
+        self.zeros.took(run.len(), since.elapsed());
         self.deadline.answered();
         Ok(())
     }
@@ -281,7 +280,7 @@ impl Batch {
 
     async fn add_hole(&mut self, part: BlockRange) -> io::Result<()> {
         match &mut self.hole {
-            Some(hole) if hole.end == part.first && hole.len() < ZEROS_BLOCKS_MAX => {
+            Some(hole) if hole.end == part.first && hole.len() < zeros::BLOCKS_MAX => {
                 hole.end = part.end;
                 Ok(())
             }
@@ -298,10 +297,16 @@ impl Batch {
         self.start(shared.send_piece(run, priority)).await
     }
 
-    async fn start_zeros(&mut self, run: BlockRange) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        self.start(async move { shared.send_zeros(run).await })
-            .await
+    async fn start_zeros(&mut self, mut run: BlockRange) -> io::Result<()> {
+        let mut result = Ok(());
+        while !run.is_empty() && result.is_ok() {
+            let worker = self.workers.clone().acquire_owned().await;
+            // Only now: what was answered meanwhile says how much.
+            let part = self.shared.zeros.take(&mut run);
+            let shared = Arc::clone(&self.shared);
+            result = self.spawn(worker, async move { shared.send_zeros(part).await });
+        }
+        result
     }
 
     async fn start(
@@ -309,6 +314,14 @@ impl Batch {
         sending: impl Future<Output = io::Result<()>> + Send + 'static,
     ) -> io::Result<()> {
         let worker = self.workers.clone().acquire_owned().await;
+        self.spawn(worker, sending)
+    }
+
+    fn spawn(
+        &mut self,
+        worker: Result<OwnedSemaphorePermit, AcquireError>,
+        sending: impl Future<Output = io::Result<()>> + Send + 'static,
+    ) -> io::Result<()> {
         // The mount has not ended before this has.
         let at_work = self.shared.tasks.at_work();
         self.sends.spawn(async move {

@@ -39,6 +39,7 @@ mod throughput;
 mod told;
 mod window;
 mod zero;
+mod zeros;
 
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -56,9 +57,11 @@ use self::push::{Pushes, Sweeper};
 use self::rate::RateLimit;
 use self::read_ahead::ReadAhead;
 use self::slots::{SLOTS, Slots};
+use self::status::Counters;
 use self::tasks::Tasks;
 use self::throughput::Throughput;
 use self::told::Told;
+use self::zeros::Zeros;
 use super::deadline::Deadline;
 use crate::backend::Resource;
 use crate::volume::cache::{CacheDirectory, Checkpointer, OpenedCache};
@@ -126,6 +129,8 @@ struct Shared {
     uplink: Flow,
     pull_rate: RateLimit,
     push_rate: RateLimit,
+    /// How much zeros are pushed in one request.
+    zeros: Zeros,
     read_ahead: Mutex<ReadAhead>,
     slots: Slots,
     pushes: Pushes,
@@ -142,17 +147,6 @@ struct Shared {
     /// Since when the store has had no room; 0 for no such time. In seconds since 1970.
     full_since: AtomicU64,
     tasks: Tasks,
-}
-
-/// What was done so far.
-#[derive(Debug, Default)]
-struct Counters {
-    fetched_bytes: AtomicU64,
-    fetches: AtomicU64,
-    pushed_bytes: AtomicU64,
-    pushed_zeroes_bytes: AtomicU64,
-    origin_failures: AtomicU64,
-    store_failures: AtomicU64,
 }
 
 impl ManagedMount {
@@ -408,6 +402,7 @@ impl Shared {
             uplink: Flow::new(piece_bytes, bulk_limit),
             pull_rate: RateLimit::new(options.pull_rate),
             push_rate: RateLimit::new(options.push_rate),
+            zeros: Zeros::new(options.io_timeout),
             read_ahead: Mutex::default(),
             slots: Slots::new(slots),
             pushes: Pushes::new(),
@@ -490,30 +485,6 @@ impl Shared {
             .map_err(|error| {
                 Error::new(error.kind(), format!("the {what} hook failed")).because(error)
             })
-    }
-
-    fn fetched(&self, bytes: u64) {
-        self.counters.fetches.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .fetched_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes are in the store that were not.
-    fn stored(&self, bytes: u64, data_bytes: u64) {
-        self.pulling.moved(bytes, Instant::now());
-        if data_bytes > 0 && self.full_since.swap(0, Ordering::Relaxed) != 0 {
-            tracing::info!("the local store has room again");
-        }
-    }
-
-    fn dirty_bytes(&self) -> u64 {
-        let counts = self.store.map.counts();
-        (counts.dirty + counts.sending) * crate::volume::geometry::BLOCK_BYTES
-    }
-
-    fn note_error(&self, error: String) {
-        *lock(&self.last_error) = Some(error);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a managed mount tells of itself.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -75,7 +76,40 @@ pub struct ManagedStatus {
     pub store: PathBuf,
 }
 
+/// What was done so far.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) fetched_bytes: AtomicU64,
+    pub(super) fetches: AtomicU64,
+    pub(super) pushed_bytes: AtomicU64,
+    pub(super) pushed_zeroes_bytes: AtomicU64,
+    pub(super) origin_failures: AtomicU64,
+    pub(super) store_failures: AtomicU64,
+}
+
 impl Shared {
+    pub(super) fn fetched(&self, bytes: u64) {
+        self.counters.fetches.fetch_add(1, Relaxed);
+        self.counters.fetched_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Bytes are in the store that were not.
+    pub(super) fn stored(&self, bytes: u64, data_bytes: u64) {
+        self.pulling.moved(bytes, Instant::now());
+        if data_bytes > 0 && self.full_since.swap(0, Relaxed) != 0 {
+            tracing::info!("the local store has room again");
+        }
+    }
+
+    pub(super) fn dirty_bytes(&self) -> u64 {
+        let counts = self.store.map.counts();
+        (counts.dirty + counts.sending) * BLOCK_BYTES
+    }
+
+    pub(super) fn note_error(&self, error: String) {
+        *super::lock(&self.last_error) = Some(error);
+    }
+
     /// `reads`: how many the volume was asked for.
     pub(super) fn status(&self, reads: u64) -> ManagedStatus {
         let now = Instant::now();

@@ -175,6 +175,10 @@ impl StateMap {
     /// Whether a block of the range is absent and claimed, or its region is. Whoever has to wait
     /// for a claim asks this once more *after* it is registered as waiting: a claim that is gone by
     /// then is not announced to it.
+    ///
+    /// A region that gives its bits up meanwhile may make it say so of a claim on another region's block,
+    /// whose release is the one that is announced then. So whoever waits has to be told of the release
+    /// of any claim, wherever its blocks are.
     pub fn is_claimed(&self, blocks: BlockRange) -> bool {
         pieces(blocks).any(|piece| {
             let word = self.region(piece.region).load(Ordering::Acquire);
