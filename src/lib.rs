@@ -8,6 +8,8 @@ pub mod error;
 pub mod mount;
 pub mod net;
 pub mod ops;
+#[cfg(test)]
+mod seeded_random;
 pub mod volume;
 pub mod wire;
 

@@ -6,8 +6,8 @@ use super::disk::{Cut, Disk, SimFile, Trouble};
 use super::model::Model;
 use super::opened::{Seen, open};
 use super::outcome::{Event, Outcome};
-use super::rng::Rng;
 use super::workload::Workload;
+use crate::seeded_random::Rng;
 use crate::volume::cache::FoundState;
 use crate::volume::cache::open::Started;
 

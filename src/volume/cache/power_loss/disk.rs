@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::image::{Change, Inode};
 pub(super) use super::image::{Cut, SECTOR_BYTES, Sector};
-use super::rng::Rng;
+use crate::seeded_random::Rng;
 use crate::volume::cache::files::{StoreDirectory, StoreFile};
 use crate::volume::cache::layout::{Layout, RECORD_BYTES, Slot};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::rng::Rng;
+use crate::seeded_random::Rng;
 
 pub(super) const SECTOR_BYTES: u64 = 512;
 

@@ -17,15 +17,15 @@ mod life;
 mod model;
 mod opened;
 mod outcome;
-mod rng;
+
 mod workload;
 
+use crate::seeded_random::Rng;
 use disk::{Cut, Disk, Fault, Trouble};
 use life::Life;
 use model::sector_of;
 use opened::{Block, Seen, home, open};
 use outcome::{Event, Outcome};
-use rng::Rng;
 
 use super::files::StoreFile;
 use crate::volume::geometry::{BlockRange, RegionIndex};

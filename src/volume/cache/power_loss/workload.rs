@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::disk::{Fault, SECTOR_BYTES, SimFile};
 use super::model::{Model, Stamp, clusters, sector_of, sectors_of, stamp_of, watched};
-use super::rng::Rng;
 use super::{SIZE_BYTES, SLOTS};
+use crate::seeded_random::Rng;
 use crate::volume::StateMap;
 use crate::volume::cache::files::StoreFile;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange, REGION_BLOCKS, RegionIndex};
