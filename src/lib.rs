@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod device;
 pub mod error;
+pub mod migrate;
 pub mod mount;
 pub mod net;
 pub mod ops;

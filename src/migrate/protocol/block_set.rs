@@ -1,0 +1,89 @@
+//! Sets of blocks that travel: what a leecher lacks.
+
+use std::fmt;
+
+use roaring::RoaringTreemap;
+
+use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange};
+
+/// A compressed set of blocks. All blocks of a volume take next to no memory, a scattered few about
+/// two bytes each.
+#[derive(Clone, Default, PartialEq)]
+pub struct BlockSet(RoaringTreemap);
+
+impl BlockSet {
+    /// No block.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The blocks of a range.
+    pub fn of(blocks: BlockRange) -> Self {
+        let mut set = Self::new();
+        set.insert(blocks);
+        set
+    }
+
+    /// Adds the blocks of a range.
+    pub fn insert(&mut self, blocks: BlockRange) {
+        self.0.insert_range(blocks.first.0..blocks.end.0);
+    }
+
+    /// Adds the blocks of another set.
+    pub fn add(&mut self, other: &Self) {
+        self.0 |= &other.0;
+    }
+
+    /// Whether the block is one of them.
+    pub fn contains(&self, block: BlockIndex) -> bool {
+        self.0.contains(block.0)
+    }
+
+    /// The blocks, in order.
+    pub fn iter(&self) -> impl Iterator<Item = BlockIndex> + '_ {
+        self.0.iter().map(BlockIndex)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// How many bytes they are.
+    pub fn len_bytes(&self) -> u64 {
+        self.len() * BLOCK_BYTES
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<BlockIndex> for BlockSet {
+    fn from_iter<I: IntoIterator<Item = BlockIndex>>(blocks: I) -> Self {
+        Self(blocks.into_iter().map(|block| block.0).collect())
+    }
+}
+
+impl fmt::Debug for BlockSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN_MAX: u64 = 16;
+        if self.len() > SHOWN_MAX {
+            return write!(f, "{} blocks", self.len());
+        }
+        f.debug_set().entries(self.0.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_blocks_of_a_large_volume_take_next_to_no_memory() {
+        let set = BlockSet::of(BlockRange::new(0, (16 << 40) / BLOCK_BYTES));
+        assert_eq!(set.len_bytes(), 16 << 40);
+        assert!(set.0.serialized_size() < 1 << 20);
+    }
+}
