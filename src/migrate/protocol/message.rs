@@ -171,4 +171,8 @@ pub enum Reason {
     StoreFailed(String),
     /// The two stores differ.
     ProofDiffers,
+    /// The store that was to be leeched into has to do with another volume.
+    AnotherVolume,
+    /// The volume has left the leecher's host since the seeder had it: what is at the seeder is old.
+    Outdated,
 }

@@ -247,3 +247,36 @@ fn of_two_records_that_of_the_higher_epoch_counts() {
     let pulling = standing(None, Some(leech(1, Stage::Pulling)));
     assert_eq!(pulling, Standing::Pulling(leech(1, Stage::Pulling)));
 }
+
+#[test]
+fn a_store_takes_no_other_volume_and_no_older_state_of_its_own() {
+    let attempt = welcome(&mut seeder(), B, "b");
+    for (volume, epoch, reason) in [
+        (VolumeId([7; 16]), Epoch(4), Reason::AnotherVolume),
+        (VolumeId([1; 16]), Epoch(3), Reason::Outdated),
+    ] {
+        let commit = CommitRecord {
+            volume: VolumeId([1; 16]),
+            epoch: Epoch(3),
+            attempt,
+            to: "b".to_owned(),
+        };
+        let records = Records {
+            commit: Some(commit),
+            leech: None,
+        };
+        let (mut leecher, _) = leecher(&records);
+        let session = SessionId {
+            migration: C,
+            ..attempt.session
+        };
+        let message = ToLeecher::Welcome {
+            session,
+            volume,
+            epoch,
+        };
+        let actions = leecher.handle(LeecherEvent::Message(message));
+        let over = LeecherAction::Tell(LeecherNotice::Over(reason));
+        assert!(actions.contains(&over), "{actions:?}");
+    }
+}

@@ -194,7 +194,7 @@ impl Leecher {
     fn count_ended(&mut self, reason: Reason) {
         self.attempts_ended += 1;
         self.tell(LeecherNotice::AttemptEnded(reason));
-        if self.attempts_ended == super::ATTEMPTS_MAX {
+        if self.attempts_ended == super::rounds::ATTEMPTS_MAX {
             self.tell(LeecherNotice::NowManual);
         }
     }

@@ -14,6 +14,7 @@
 mod attempt;
 mod cut_over;
 mod io;
+mod rounds;
 
 use std::time::Duration;
 
@@ -25,21 +26,17 @@ pub use io::{
 
 use super::planted::{Bug, planted};
 use super::record::{LeechRecord, Records, Stage, Standing};
-use super::{Epoch, Measured, Prediction, Proof, Reason, SessionId, ToLeecher, ToSeeder, VolumeId};
+use super::{Epoch, Prediction, Proof, Reason, SessionId, ToLeecher, ToSeeder, VolumeId};
 
 /// Until something is said again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Between two rounds of which the second is not urgent, and after an attempt that ended.
-const PAUSE: Duration = Duration::from_secs(1);
-
-/// How many attempts may end before only the user finalizes.
-const ATTEMPTS_MAX: u32 = 5;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Leecher {
     config: LeecherConfig,
+    /// What the store had to do with before.
+    found: Records,
     session: Option<SessionId>,
     /// Of the volume, once it is known.
     volume: Option<(VolumeId, Epoch)>,
@@ -92,6 +89,7 @@ impl Leecher {
     pub fn new(config: LeecherConfig) -> Self {
         Self {
             config,
+            found: Records::default(),
             session: None,
             volume: None,
             marked: None,
@@ -113,6 +111,7 @@ impl Leecher {
     /// A leecher into a store with these records; none where the volume is and always was.
     pub fn with_records(config: LeecherConfig, records: &Records) -> Option<Self> {
         let mut leecher = Self::new(config);
+        leecher.found = records.clone();
         let complete = records
             .leech
             .clone()
@@ -284,6 +283,9 @@ impl Leecher {
         if !matches!(self.state, State::Connecting) || session.migration != self.config.migration {
             return;
         }
+        if let Err(reason) = self.fits(volume, epoch) {
+            return self.go(Next::Stop(reason));
+        }
         if self.session.replace(session) != Some(session) {
             // What was asked for goes on being counted: a late welcome may have led away from this
             // session for a while.
@@ -300,6 +302,21 @@ impl Leecher {
             self.advance();
         } else {
             self.mark(Next::Advance);
+        }
+    }
+
+    /// Whether the store can take this volume in this epoch: its record must count after that of
+    /// an earlier move away.
+    fn fits(&self, volume: VolumeId, epoch: Epoch) -> Result<(), Reason> {
+        let Records { commit, leech } = &self.found;
+        let left = commit.as_ref().map(|record| record.volume);
+        let came = leech.as_ref().map(|record| record.volume);
+        if left.or(came).is_some_and(|known| known != volume) {
+            return Err(Reason::AnotherVolume);
+        }
+        match commit {
+            Some(commit) if commit.epoch >= epoch => Err(Reason::Outdated),
+            _ => Ok(()),
         }
     }
 
@@ -349,71 +366,6 @@ impl Leecher {
         }
     }
 
-    fn rest(&mut self) {
-        self.state = State::Resting;
-        self.act(LeecherAction::Arm(LeecherTimer::Pause, PAUSE));
-    }
-
-    fn is_automatic(&self) -> bool {
-        self.config.finalize == Finalize::Auto && self.attempts_ended < ATTEMPTS_MAX
-    }
-
-    /// Whether the bytes that are not here yet are left for later.
-    fn leaves_bytes(&self) -> bool {
-        match self.config.mode {
-            Mode::PreCopy => false,
-            Mode::PostCopy => true,
-            Mode::Hybrid => self.post_copy_due,
-        }
-    }
-
-    /// The next round, or attempt, is due.
-    fn advance(&mut self) {
-        let wanted = self.finalize_wanted && self.rounds > 0;
-        if self.leaves_bytes() {
-            match self.finalize_wanted || self.is_automatic() {
-                true => self.prepare(),
-                false => self.state = State::Resting,
-            }
-        } else if wanted && !self.anew {
-            self.prepare();
-        } else {
-            self.asked += 1;
-            self.state = State::Wanting;
-            self.say_again();
-        }
-    }
-
-    fn pulled(&mut self, number: u32, result: Result<Measured, String>) {
-        if !matches!(self.state, State::Pulling) || number != self.asked {
-            return;
-        }
-        let measured = match result {
-            Ok(measured) => measured,
-            Err(text) => return self.go(Next::Stop(Reason::StoreFailed(text))),
-        };
-        self.pulled = number;
-        self.rounds += 1;
-        self.prediction.pulled(measured);
-        let target = self.config.downtime_target;
-        if self.rounds == 2 && self.prediction.is_out_of_reach(target) {
-            self.tell(LeecherNotice::TargetOutOfReach);
-        }
-        let limit = self.rounds >= self.config.rounds_max;
-        if limit && self.config.mode == Mode::Hybrid {
-            self.post_copy_due = true;
-        }
-        if self.finalize_wanted {
-            self.prepare();
-        } else if !self.is_automatic() {
-            self.rest();
-        } else if limit || self.prediction.is_within(target) {
-            self.prepare();
-        } else {
-            self.advance();
-        }
-    }
-
     fn timer(&mut self, timer: LeecherTimer) {
         match timer {
             LeecherTimer::Retry => self.say_again(),
@@ -428,20 +380,6 @@ impl Leecher {
                 }
             }
             LeecherTimer::Again => self.try_again(),
-        }
-    }
-
-    fn finalize(&mut self) {
-        self.finalize_wanted = true;
-        let at_once = match self.state {
-            State::Resting => true,
-            State::Wanting | State::Pulling => self.leaves_bytes(),
-            _ => false,
-        };
-        if at_once && self.leaves_bytes() {
-            self.prepare();
-        } else if at_once {
-            self.advance();
         }
     }
 
