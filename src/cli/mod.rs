@@ -74,7 +74,6 @@ enum Verb {
 
 /// Runs the verb on the command line and gives the exit code: 0, 1 for a failure, 2 for wrong usage.
 pub(crate) fn run() -> ExitCode {
-    heap::set_up();
     let cli = Cli::parse();
     if let Err(error) = logging::start(&cli.logging) {
         output::failure(&error);

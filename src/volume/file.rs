@@ -337,6 +337,19 @@ impl Backend for FileStore {
     }
 }
 
+impl FileStore {
+    /// Where the first data from `offset` on is that takes space; `None`: there is none.
+    ///
+    /// # Errors
+    /// What the operating system reports.
+    pub fn first_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        match self.block_device {
+            true => Ok(Some(offset)),
+            false => seek(self.raw_fd(), offset, libc::SEEK_DATA),
+        }
+    }
+}
+
 /// Asks the file system where the data is (`SEEK_DATA`, `SEEK_HOLE`).
 fn data_and_holes(fd: RawFd, range: Range<u64>) -> io::Result<Vec<Extent>> {
     let mut extents = Vec::new();

@@ -112,19 +112,19 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads a run of the store and leaves the memory alone in which its long holes would be. Gives
-    /// these, and what is between them.
+    /// Reads a run of the store, but for a long hole that it may begin with, whose memory stays untouched.
+    /// Gives this, and what is behind it. To ask for holes further on would be dear: where one ends is
+    /// found at once, where the data ends only by going through it.
     fn read_sparse(
         &self,
         run: BlockRange,
         buffer: &mut Buffer,
     ) -> io::Result<Vec<(bool, BlockRange)>> {
         let (start, end) = (run.first.start().0, run.end.start().0);
-        let extents = self.store.data.allocated(start..end)?;
-        let holes = extents.into_iter().filter(|extent| !extent.data);
-        let holes =
-            holes.filter(|hole| hole.range.end - hole.range.start >= ZEROS_BYTES_MIN as u64);
-        let stretches = by_holes(run, holes.map(|hole| hole.range));
+        let data = self.store.data.first_data(start)?.unwrap_or(end).min(end);
+        let is_long = data - start >= ZEROS_BYTES_MIN as u64;
+        let hole = is_long.then_some(start..data);
+        let stretches = by_holes(run, hole.into_iter());
         for (_, stretch) in stretches.iter().filter(|(is_hole, _)| !is_hole) {
             let bytes = &mut buffer.bytes_mut()[within(run, *stretch)];
             self.read_store(bytes, stretch.first.start().0)?;
