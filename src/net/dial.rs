@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
@@ -42,7 +42,7 @@ pub(super) struct Dialer {
     v4: Mutex<Option<Endpoint>>,
     v6: Mutex<Option<Endpoint>>,
     /// The server may have heard who we are.
-    heard_of: Arc<AtomicBool>,
+    has_said_hello: AtomicBool,
 }
 
 /// Why there is no session.
@@ -72,12 +72,7 @@ pub(super) struct Greeted {
 }
 
 impl Dialer {
-    /// `heard_of` is set before the first hello.
-    pub(super) fn new(
-        target: Ticket,
-        files: Option<&TlsFiles>,
-        heard_of: Arc<AtomicBool>,
-    ) -> Result<Self> {
+    pub(super) fn new(target: Ticket, files: Option<&TlsFiles>) -> Result<Self> {
         let tls = match (&target.credentials, files) {
             (Some(credentials), None) => ClientTls::with_fingerprint(credentials.fingerprint)?,
             (None, Some(files)) => ClientTls::with_files(files)?,
@@ -102,7 +97,7 @@ impl Dialer {
             tls,
             v4: Mutex::default(),
             v6: Mutex::default(),
-            heard_of,
+            has_said_hello: AtomicBool::new(false),
         })
     }
 
@@ -111,8 +106,8 @@ impl Dialer {
     }
 
     /// Whether a hello was sent, so that the server may have granted something.
-    pub(super) fn may_be_heard_of(&self) -> bool {
-        self.heard_of.load(Ordering::Acquire)
+    pub(super) fn has_said_hello(&self) -> bool {
+        self.has_said_hello.load(Ordering::Relaxed)
     }
 
     /// One try at a session.
@@ -210,7 +205,7 @@ impl Dialer {
             send.write_all(&Preamble::OURS.encode())
                 .await
                 .map_err(|_| ControlError::Ended)?;
-            self.heard_of.store(true, Ordering::Release);
+            self.has_said_hello.store(true, Ordering::Relaxed);
             write_message(&mut send, &ClientMessage::Hello(hello)).await?;
             let theirs = read_preamble(&mut recv).await?;
             if Preamble::OURS.common_version(&theirs).is_none() {

@@ -29,11 +29,7 @@ const LIVED_WELL: Duration = Duration::from_secs(1);
 /// Makes the first connection of this process. Unlike later ones it has a deadline, and tells what is
 /// wrong.
 pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shared> {
-    let dialer = Dialer::new(
-        target,
-        options.tls.as_ref(),
-        options.heard_of.clone().unwrap_or_default(),
-    )?;
+    let dialer = Dialer::new(target, options.tls.as_ref())?;
     let mut client = ClientRecord::open(options.client_file.as_deref())?;
     let client_id = client.client_id();
     let client_name = options.client_name.clone().unwrap_or_else(host_name);
@@ -95,7 +91,7 @@ pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shar
 fn out_of_time(dialer: &Dialer, options: &RemoteOptions, last: Option<Error>) -> Error {
     let seconds = options.connect_timeout.as_secs_f32();
     // Whoever may have heard of us may have granted something.
-    let kind = match dialer.may_be_heard_of() {
+    let kind = match dialer.has_said_hello() {
         true => ErrorKind::TimedOut,
         false => ErrorKind::Unreachable,
     };

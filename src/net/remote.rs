@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -45,8 +45,6 @@ pub struct RemoteOptions {
     /// is given back, or taken over. [`ManagedStore::opening`] has to be another one with every call
     /// of [`Remote::connect`], and to be durable before it.
     pub managed: Option<ManagedStore>,
-    /// Set as soon as the server may have heard of us, whatever becomes of the connection.
-    pub heard_of: Option<Arc<AtomicBool>>,
     /// The epoch under which this mount held the lease before. If it is another one by now,
     /// connecting fails with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced).
     pub known_epoch: Option<u64>,
@@ -72,7 +70,6 @@ impl Default for RemoteOptions {
             read_only: false,
             takeover: false,
             managed: None,
-            heard_of: None,
             known_epoch: None,
             known_identity: None,
             compression: Compression::Off,

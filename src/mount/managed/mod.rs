@@ -21,6 +21,7 @@ mod batch;
 mod buffers;
 mod carry_out;
 mod checkpoint;
+mod end;
 mod fetch;
 mod flow;
 mod heat;
@@ -74,9 +75,6 @@ use crate::{Context, Error, ErrorKind, Result};
 pub use self::options::{Hook, Hooks, ManagedOptions, WORKERS_MAX};
 pub use self::order::{OrderRange, PriorityFunction, PullOrder};
 pub use self::status::ManagedStatus;
-
-/// How long the end of a mount waits for writes to the origin that were given up.
-const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The share of the memory that is kept for I/O on the store, where queues do not do it themselves: one
 /// in as many.
@@ -346,20 +344,7 @@ impl ManagedMount {
     /// this one knows of that write. `TimedOut` when a write that was given up still goes on at the
     /// origin: whoever opened that again in this process could have it overwritten.
     pub async fn finish(&self) -> Result<()> {
-        let shared = &self.shared;
-        let mut result = Ok(());
-        if let Some(hook) = shared.options.hooks.before_close.clone() {
-            result = result.and(shared.hook("before-close", hook).await);
-        }
-        shared.store.misses.close();
-        shared.tasks.ended().await;
-        if let Some(told) = &shared.told {
-            told.end().await;
-        }
-        result
-            .and(heat::record(shared).await)
-            .and(shared.close().await)
-            .and(shared.settle().await)
+        self.shared.finish().await
     }
 }
 
@@ -436,55 +421,6 @@ impl Shared {
         if !self.read_only {
             self.tasks.spawn(Sweeper::new(Arc::clone(self)).push());
         }
-    }
-
-    /// The last checkpoint.
-    async fn close(self: &Arc<Self>) -> Result<()> {
-        let shared = Arc::clone(self);
-        let close = move || {
-            let idle = shared.store.map.end_writes();
-            match idle {
-                true => shared.checkpointer.close()?,
-                false => shared.checkpointer.checkpoint()?,
-            }
-            Ok(idle)
-        };
-        let idle = self
-            .tasks
-            .blocking(close)
-            .await
-            .context_io(|| "cannot make the local store durable")?;
-        match idle {
-            true => Ok(()),
-            false => Err(Error::new(
-                ErrorKind::Busy,
-                "a write is under way on the volume whose mount ends",
-            )),
-        }
-    }
-
-    /// Waits for writes to the origin that were given up.
-    async fn settle(&self) -> Result<()> {
-        match tokio::time::timeout(SETTLE_LIMIT, self.origin.settled()).await {
-            Ok(settled) => settled.context_io(|| "cannot wait for the last writes to the origin"),
-            Err(_) => Err(Error::new(
-                ErrorKind::TimedOut,
-                format!(
-                    "a write to the origin that was given up still goes on after {} s: open the origin \
-                     again only when it is over, or in another process when this one has ended",
-                    SETTLE_LIMIT.as_secs()
-                ),
-            )),
-        }
-    }
-
-    async fn hook(&self, what: &'static str, hook: Hook) -> Result<()> {
-        tokio::task::spawn_blocking(move || hook())
-            .await
-            .unwrap_or_else(|error| Err(Error::new(ErrorKind::Io, error.to_string())))
-            .map_err(|error| {
-                Error::new(error.kind(), format!("the {what} hook failed")).because(error)
-            })
     }
 }
 

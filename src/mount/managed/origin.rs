@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::net::{ManagedStore, Remote, RemoteOptions};
 use crate::volume::cache::{
@@ -100,17 +99,15 @@ async fn make(
     opening: Opening,
 ) -> Result<(Arc<Remote>, OpenedCache)> {
     let name = target.url();
-    let heard_of = Arc::new(AtomicBool::new(false));
     let options = RemoteOptions {
         managed: Some(managed(opening)),
-        heard_of: Some(Arc::clone(&heard_of)),
         ..remote
     };
     let remote = match Remote::connect(target, options).await {
         Ok(remote) => remote,
         Err(error) => {
-            let is_unknown = opening.is_first() && !heard_of.load(Ordering::Acquire);
-            if is_refusal(error.kind()) || is_unknown {
+            let never_heard = error.kind() == ErrorKind::Unreachable && opening.is_first();
+            if is_refusal(error.kind()) || never_heard {
                 // Nobody knows of this store.
                 let _ = discard(&store.path, &store.run_directory, Discard::EvenDirty);
             }
@@ -182,10 +179,8 @@ async fn go_on(
         true => None,
         false => Some(cache.directory.next_opening()?),
     };
-    let heard_of = Arc::new(AtomicBool::new(false));
     let options = RemoteOptions {
         managed: opening.map(managed),
-        heard_of: Some(Arc::clone(&heard_of)),
         known_epoch: (epoch != 0 && !remote.read_only).then_some(epoch),
         known_identity: Some(identity),
         ..remote.clone()
@@ -199,8 +194,9 @@ async fn go_on(
             return given_up(store, &cache, &error.chain());
         }
         Err(error) => {
+            // No hello was sent.
             if let Some(opening) = opening
-                && !heard_of.load(Ordering::Acquire)
+                && error.kind() == ErrorKind::Unreachable
             {
                 // If that cannot be noted the next opening names one more.
                 let _ = cache.directory.forget(opening);

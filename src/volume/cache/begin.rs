@@ -21,9 +21,9 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// Whether the server has heard of none before.
+    /// Whether the server can have heard of none before.
     pub fn is_first(&self) -> bool {
-        self.earlier.iter().flatten().all(|byte| *byte == 0)
+        self.earlier == [[0; 16]; EARLIER_OPENINGS]
     }
 }
 

@@ -17,7 +17,6 @@ mod life;
 mod model;
 mod opened;
 mod outcome;
-
 mod workload;
 
 use crate::seeded_random::Rng;
