@@ -167,9 +167,9 @@ async fn nonsense_instead_of_a_welcome_is_an_error() {
         "our protocol",
     )
     .await;
-    // One that says nothing at all.
+    // One that says nothing at all, though it has heard who we are.
     let silent = Liar::new(vec![], vec![]);
-    fails(&silent, ErrorKind::Unreachable, "no answer").await;
+    fails(&silent, ErrorKind::TimedOut, "no answer").await;
 }
 
 #[tokio::test]
