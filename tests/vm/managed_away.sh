@@ -48,9 +48,10 @@ detach client
 
 # Without one it refuses, though a flush is for the origin here, and gives up what it is told to give up; neither waits for anybody.
 manage client "@$work/disk.ticket" --pull-order none --push-interval 3600 --io-timeout 0
-write_at 7
 crash server
 wait_until 30 "the status to say that the origin is away" is_away client
+# Not before: a flush by whoever looks at a new device would push it.
+write_at 7
 before=$SECONDS
 refused "$BLOCKFERRY" stop client
 contains "$message" "discard-dirty" "a stop that would lose writes"
