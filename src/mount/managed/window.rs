@@ -3,12 +3,11 @@
 //! Bytes that sit in a link's queue delay a demand read, whatever its priority. So what the
 //! background has in flight is what the link can hold without a queue: the best delivery rate seen
 //! lately times the shortest time an answer took, and one piece. At the start it grows until the
-//! rate no longer does; later it asks for a little more from time to time, to notice a link that
-//! became faster, and lets the link run empty now and then, to see its shortest time again.
+//! rate no longer does; later it lets the link run empty now and then, to see its shortest time again.
 //!
-//! Where packets are lost, the rate is what the sender's congestion window lets through, and that
-//! grows only while it is asked for more. So as long as the fastest piece of a round shows that nothing
-//! queues, the window goes on growing.
+//! As long as the fastest piece of a round shows that nothing queues, the window goes on growing: the
+//! link may have become faster, or, where packets are lost, the sender's congestion window may grow,
+//! which it does only while it is asked for more.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -30,9 +29,6 @@ const FULL_ROUNDS: u32 = 3;
 /// How much more than what came in the last round trip is asked for at the start. The sender's congestion
 /// window doubles in a round trip, and what it lets through was asked for one before.
 const START_GAIN: f64 = 4.0;
-
-/// One round in as many asks for a quarter more.
-const PROBE_EVERY: u64 = 8;
 
 /// For how many rounds the best rate counts.
 const RATE_ROUNDS: u64 = 10;
@@ -144,7 +140,6 @@ impl Window {
         };
         let gain = match &self.starting {
             Some(_) => START_GAIN,
-            None if self.round.is_multiple_of(PROBE_EVERY) => 1.25,
             None => 1.0,
         };
         let size = (held * gain * more) as u64 + self.piece_bytes + self.above_bytes;
