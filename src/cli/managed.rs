@@ -205,6 +205,7 @@ impl ManagedArgs {
             memory_limit_bytes: self.memory_limit,
             io_timeout,
             record_heat: self.record_heat.clone(),
+            seedable: false,
             hooks: self.hooks.hooks(self.chunk_size, running),
         };
         options.check()?;

@@ -40,6 +40,31 @@ pub fn mount(
     requests_max: usize,
     io_timeout: Option<Duration>,
 ) -> DirectMount {
+    let (volume, fetcher) = open(resource, requests_max, io_timeout);
+    DirectMount {
+        volume: Arc::new(volume),
+        fetcher,
+    }
+}
+
+/// The same, of a volume that can be migrated while it is in use.
+pub fn mount_seedable(
+    resource: &Resource,
+    requests_max: usize,
+    io_timeout: Option<Duration>,
+) -> DirectMount {
+    let (volume, fetcher) = open(resource, requests_max, io_timeout);
+    DirectMount {
+        volume: Arc::new(volume.seedable()),
+        fetcher,
+    }
+}
+
+fn open(
+    resource: &Resource,
+    requests_max: usize,
+    io_timeout: Option<Duration>,
+) -> (Volume, Option<Fetcher>) {
     let (store, fetcher, discard) = match &resource.kind {
         Kind::Memory(memory) => (Store::Memory(memory.clone()), None, true),
         Kind::File(file) if QueueRing::new(1).is_ok() => (Store::File(file.clone()), None, true),
@@ -52,15 +77,8 @@ pub fn mount(
             (Store::Async(misses), Some(fetcher), discard)
         }
     };
-    DirectMount {
-        volume: Arc::new(Volume::new(
-            store,
-            resource.geometry,
-            resource.read_only,
-            discard,
-        )),
-        fetcher,
-    }
+    let volume = Volume::new(store, resource.geometry, resource.read_only, discard);
+    (volume, fetcher)
 }
 
 /// The tasks that serve a volume's requests on its backend. Dropping it ends them; requests that

@@ -30,6 +30,7 @@ mod sync_group;
     reason = "the volume is what this folder is about"
 )]
 pub mod volume;
+pub mod watch;
 
 pub use backend::{AsyncBackend, Backend, BackendFuture, Capabilities, Extent, Priority};
 pub use buffer::{RequestBuffer, RequestMemory};
@@ -47,3 +48,4 @@ pub use ring::{Owner, QueueRing};
 pub use size::{format_size, parse_size};
 pub use state_map::StateMap;
 pub use volume::{Store, Volume};
+pub use watch::{TRACKERS_MAX, Tracker, Watch};

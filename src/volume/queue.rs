@@ -16,6 +16,7 @@ use super::misses::Post;
 use super::request::{Errno, Op, Outcome, Request, Tag};
 use super::ring::QueueRing;
 use super::volume::{Store, Volume};
+use super::watch::queue::{Begin, QueueWatch};
 
 /// How often a queue looks into its mailbox before it parks, at most.
 const SPINS_MAX: u32 = 64;
@@ -26,6 +27,8 @@ pub struct EngineQueue {
     volume: Arc<Volume>,
     local: LocalQueue,
     managed: Option<ManagedQueue>,
+    /// For a seedable volume.
+    watch: Option<QueueWatch>,
     post: Arc<Post>,
     /// Answers being handled.
     arrived: Vec<(Tag, Outcome)>,
@@ -54,10 +57,18 @@ impl EngineQueue {
             Store::Managed(store) => Some(store.data.as_ref()),
             Store::Memory(_) | Store::Async(_) => None,
         };
+        let local = LocalQueue::new(depth, file)?;
+        let post = volume.new_post(depth)?;
+        let watch = volume.is_seedable().then(|| {
+            let post = post.clone();
+            let wake = Box::new(move || post.bell.ring());
+            QueueWatch::new(volume.watch().clone(), depth, wake)
+        });
         Ok(Self {
-            local: LocalQueue::new(depth, file)?,
+            local,
             managed,
-            post: volume.new_post(depth)?,
+            watch,
+            post,
             arrived: Vec::with_capacity(usize::from(depth)),
             away: 0,
             wake_misses: false,
@@ -77,11 +88,66 @@ impl EngineQueue {
         buffer: RequestBuffer,
     ) -> Option<Outcome> {
         self.counters.count_request(&request);
+        let begin = match &mut self.watch {
+            Some(watch) => watch.begin(tag, &request, buffer),
+            None => Begin::Now(buffer),
+        };
+        match begin {
+            Begin::Now(buffer) => self.begin(ring, tag, request, buffer),
+            Begin::Later => None,
+            Begin::Never(errno) => {
+                let outcome = Err(errno);
+                self.counters.count_outcome(&outcome);
+                Some(outcome)
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        ring: &mut QueueRing,
+        tag: Tag,
+        request: Request,
+        buffer: RequestBuffer,
+    ) -> Option<Outcome> {
         let outcome = self.dispatch(ring, tag, request, buffer);
+        if let Some(watch) = &mut self.watch {
+            watch.begun(tag, &request, outcome.as_ref());
+        }
         if let Some(outcome) = &outcome {
             self.counters.count_outcome(outcome);
         }
         outcome
+    }
+
+    /// Starts the requests that a hold had kept, or ends them.
+    fn begin_waiting(
+        &mut self,
+        ring: &mut QueueRing,
+        mut each: impl FnMut(&mut QueueRing, Tag, Outcome),
+    ) {
+        while let Some((tag, request, let_through)) = self.watch.as_mut().and_then(QueueWatch::next)
+        {
+            let outcome = match let_through {
+                Ok(buffer) => self.begin(ring, tag, request, buffer),
+                Err(errno) => {
+                    let outcome = Err(errno);
+                    self.counters.count_outcome(&outcome);
+                    Some(outcome)
+                }
+            };
+            if let Some(outcome) = outcome {
+                each(ring, tag, outcome);
+            }
+        }
+    }
+
+    /// What has to be done before a request that was under way is answered.
+    fn ended(&mut self, tag: Tag, outcome: &Outcome) {
+        if let Some(watch) = &mut self.watch {
+            watch.ended(tag);
+        }
+        self.counters.count_outcome(outcome);
     }
 
     fn dispatch(
@@ -100,7 +166,10 @@ impl EngineQueue {
             Store::Memory(memory) => {
                 match answer_from_memory(memory, &request, buffer, inside_bytes) {
                     MemoryAnswer::Ended(outcome) => Some(outcome),
-                    MemoryAnswer::Unmap(unmap) => self.local.start_unmap(ring, tag, request, unmap),
+                    MemoryAnswer::Unmap(unmap) if ring.takes_operations() => {
+                        self.local.start_unmap(ring, tag, request, unmap)
+                    }
+                    MemoryAnswer::Unmap(unmap) => Some(unmap.run().map_err(Errno::from)),
                 }
             }
             Store::File(file) => {
@@ -157,18 +226,20 @@ impl EngineQueue {
             self.local.completed(ring, store, tag, result)
         };
         if let Some(outcome) = &outcome {
-            self.counters.count_outcome(outcome);
+            self.ended(tag, outcome);
         }
         outcome
     }
 
-    /// Gives the answers that came from the asynchronous side. Some of them only say that a request
-    /// can start now.
+    /// Gives the answers that came from the asynchronous side, some of which only say that a request
+    /// can start now, and starts what a hold had kept. To be called once a turn, after the
+    /// completions.
     pub fn collect(
         &mut self,
         ring: &mut QueueRing,
         mut each: impl FnMut(&mut QueueRing, Tag, Outcome),
     ) {
+        self.begin_waiting(ring, &mut each);
         if self.away == 0 {
             return;
         }
@@ -186,7 +257,7 @@ impl EngineQueue {
                 }
             };
             if let Some(outcome) = outcome {
-                self.counters.count_outcome(&outcome);
+                self.ended(tag, &outcome);
                 each(ring, tag, outcome);
             }
         }
@@ -199,14 +270,22 @@ impl EngineQueue {
     /// # Errors
     /// When the ring itself is broken.
     pub fn wait(&mut self, ring: &mut QueueRing) -> io::Result<()> {
+        // From here on the bell tells of changes.
+        let has_next = self.watch.as_mut().is_some_and(|watch| {
+            watch.look();
+            watch.has_next()
+        });
         if self.away == 0 {
-            return ring.submit_and_wait(true);
+            return ring.submit_and_wait(!has_next);
         }
         if self.wake_misses {
             if let Some(misses) = self.volume.misses() {
                 misses.wake();
             }
             self.wake_misses = false;
+        }
+        if has_next {
+            return ring.submit_and_wait(false);
         }
         let sleep = !self.spin_for_mail() && self.post.mailbox.park();
         let result = ring.submit_and_wait(sleep);
@@ -265,15 +344,16 @@ fn answer_from_memory(
 }
 
 /// Answers a request on a memory volume where it stands, for devices that have no ring at hand.
-/// `None` when the volume is of another kind.
+/// `None` when the volume [is not answered so](Volume::is_answered_inline).
 pub fn answer_inline(
     volume: &Volume,
     counters: &QueueCounters,
     request: Request,
     memory: RequestMemory,
 ) -> Option<Outcome> {
-    let Store::Memory(store) = &volume.store else {
-        return None;
+    let store = match &volume.store {
+        Store::Memory(store) if volume.is_answered_inline() => store,
+        _ => return None,
     };
     counters.count_request(&request);
     let mut buffer = RequestBuffer::Memory(memory);

@@ -96,6 +96,11 @@ impl QueueRing {
         }
     }
 
+    /// Whether it does anything but wait for the bell.
+    pub fn takes_operations(&self) -> bool {
+        matches!(self.kind, Kind::Uring(_))
+    }
+
     /// Makes a table for request buffers that the kernel registers itself.
     ///
     /// # Errors

@@ -8,12 +8,13 @@ use super::bell::Bell;
 use super::buffer::RequestBuffer;
 use super::counters::{Counters, QueueCounters};
 use super::file::FileStore;
-use super::geometry::Geometry;
+use super::geometry::{BLOCK_BYTES, Geometry};
 use super::mailbox::Mailbox;
 use super::managed::ManagedStore;
 use super::memory::MemoryMap;
 use super::misses::{MissQueue, Post};
 use super::request::{Errno, Op, Request};
+use super::watch::Watch;
 
 /// Where the bytes of a volume are, seen from a queue thread.
 #[derive(Debug, Clone)]
@@ -35,6 +36,7 @@ pub struct Volume {
     geometry: Geometry,
     read_only: bool,
     discard: bool,
+    watch: Arc<Watch>,
     counters: Mutex<Vec<Arc<QueueCounters>>>,
 }
 
@@ -46,8 +48,29 @@ impl Volume {
             geometry,
             read_only,
             discard,
+            watch: watch(&geometry, false),
             counters: Mutex::default(),
         }
+    }
+
+    /// The same volume, which can be migrated while it is in use: its queues look whether they have
+    /// to wait, and can be woken for it. To be said before it has queues.
+    #[must_use]
+    pub fn seedable(self) -> Self {
+        Self {
+            watch: watch(&self.geometry, true),
+            ..self
+        }
+    }
+
+    /// Whether it can be migrated while it is in use.
+    pub fn is_seedable(&self) -> bool {
+        self.watch.is_seedable()
+    }
+
+    /// Its migrations' way to know what changes, and to hold it.
+    pub fn watch(&self) -> &Arc<Watch> {
+        &self.watch
     }
 
     /// Its sizes.
@@ -89,9 +112,14 @@ impl Volume {
         matches!(self.store, Store::Memory(_))
     }
 
-    /// Whether answers come from other threads, so that a queue has to arm its bell.
+    /// Whether other threads wake its queues, so that a queue has to arm its bell.
     pub fn needs_bell(&self) -> bool {
-        matches!(self.store, Store::Async(_) | Store::Managed(_))
+        self.is_seedable() || matches!(self.store, Store::Async(_) | Store::Managed(_))
+    }
+
+    /// Whether the thread that has a request can answer it where it stands, without a queue.
+    pub fn is_answered_inline(&self) -> bool {
+        self.is_memory() && !self.is_seedable()
     }
 
     /// Whether requests are I/O on their queue's ring.
@@ -161,6 +189,11 @@ impl Volume {
         }
         Ok(inside_bytes)
     }
+}
+
+fn watch(geometry: &Geometry, seedable: bool) -> Arc<Watch> {
+    let blocks = geometry.device_bytes().div_ceil(BLOCK_BYTES);
+    Arc::new(Watch::new(blocks, seedable))
 }
 
 /// Handles the part of a request that lies behind the end of the resource.

@@ -22,7 +22,7 @@ use super::session::Session;
 use super::slot::Reply;
 use super::{BACKGROUND_MAX, MOUNT_DIRECTORY};
 use crate::device::{Device, DeviceOptions, DeviceRecord};
-use crate::volume::{ByteOffset, Op, Request, Volume};
+use crate::volume::{ByteOffset, Op, Request, Volume, Watch};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// The longest name of a file.
@@ -52,6 +52,7 @@ pub struct FuseDevice {
     loop_device: Option<LoopDevice>,
     session: Option<Session>,
     queues: Vec<(QueueHandle, JoinHandle<()>)>,
+    watch: Arc<Watch>,
     end: Arc<watch::Sender<Option<String>>>,
 }
 
@@ -90,6 +91,7 @@ impl FuseDevice {
             loop_device: None,
             session: None,
             queues: Vec::new(),
+            watch: volume.watch().clone(),
             end: Arc::new(watch::channel(None).0),
         };
         device.set_up(volume, options)?;
@@ -108,7 +110,7 @@ impl FuseDevice {
         self.record().save(&self.run_directory)?;
         let threads = options.queues.clamp(1, THREADS_MAX);
         let geometry = *volume.geometry();
-        let requests = if volume.is_memory() {
+        let requests = if volume.is_answered_inline() {
             Requests::Inline(Inline::new(volume))
         } else {
             let gate = Arc::new(SharedGate::default());
@@ -196,6 +198,7 @@ impl FuseDevice {
     }
 
     fn take_down(&mut self) -> Result<()> {
+        self.watch.end_waiting();
         if let Some(mut device) = self.loop_device.take()
             && !device.detach()?
         {

@@ -1,4 +1,5 @@
-//! How the file's requests are served: memory at once, everything else by queues.
+//! How the file's requests are served: memory at once, unless it may be held; everything else by
+//! queues.
 
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;

@@ -25,7 +25,7 @@ use self::control::{Control, DeviceInfo, is_unprivileged};
 use self::params::{RECOVERY, params, wanted};
 use self::threads::QueueThreads;
 use super::{Device, DeviceOptions, DeviceRecord, Recovery, UblkRecord};
-use crate::volume::Volume;
+use crate::volume::{Volume, Watch};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How long a request of an unprivileged device may take. The driver kills a process that leaves
@@ -41,6 +41,7 @@ pub struct UblkDevice {
     run_directory: PathBuf,
     control: Control,
     queues: QueueThreads,
+    watch: Arc<Watch>,
     when_dropped: WhenDropped,
 }
 
@@ -84,7 +85,8 @@ impl UblkDevice {
             volume.limit_requests(UNPRIVILEGED_REQUEST_LIMIT);
         }
         // From here on dropping the device removes it.
-        let mut device = Self::new(record, &info, control, options, WhenDropped::Remove);
+        let watch = volume.watch().clone();
+        let mut device = Self::new(record, &info, control, options, watch, WhenDropped::Remove);
         device.record().save(&device.run_directory)?;
         device.set_up(&volume, options, &info)?;
         Ok(device)
@@ -106,7 +108,8 @@ impl UblkDevice {
         recovery::check(record, &info, &found, &volume, options)?;
         recovery::begin(&mut control, id)?;
         tracing::debug!(id, "taking the ublk device over");
-        let mut device = Self::new(record.clone(), &info, control, options, WhenDropped::Leave);
+        let (record, watch) = (record.clone(), volume.watch().clone());
+        let mut device = Self::new(record, &info, control, options, watch, WhenDropped::Leave);
         let character = device.open_queues()?;
         device
             .queues
@@ -123,6 +126,7 @@ impl UblkDevice {
         info: &DeviceInfo,
         control: Control,
         options: &DeviceOptions,
+        watch: Arc<Watch>,
         when_dropped: WhenDropped,
     ) -> Self {
         Self {
@@ -132,6 +136,7 @@ impl UblkDevice {
             run_directory: options.run_directory.clone(),
             control,
             queues: QueueThreads::new(),
+            watch,
             when_dropped,
         }
     }
@@ -171,6 +176,7 @@ impl UblkDevice {
             return Ok(());
         }
         let id = self.record.id;
+        self.watch.end_waiting();
         self.control.stop(id)?;
         self.queues.join();
         self.control.delete(id)?;

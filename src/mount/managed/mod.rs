@@ -195,6 +195,7 @@ impl ManagedMount {
             options.durability,
             touched(&options, &origin.geometry)?,
         ));
+        let seedable = options.seedable;
         let slots = store
             .take_slots(SLOTS)
             .context_io(|| "cannot serve the local store")?;
@@ -220,7 +221,7 @@ impl ManagedMount {
         };
         let volume = Volume::new(store, origin.geometry, origin.read_only, true);
         Ok(Self {
-            volume: Arc::new(volume),
+            volume: Arc::new(if seedable { volume.seedable() } else { volume }),
             shared,
             cache: cache.directory,
         })

@@ -52,6 +52,8 @@ pub struct ManagedOptions {
     pub io_timeout: Option<Duration>,
     /// Where to write in which order chunks were first touched, when the mount ends.
     pub record_heat: Option<PathBuf>,
+    /// Whether the volume can be migrated while it is in use.
+    pub seedable: bool,
     /// What to call when something happens.
     pub hooks: Hooks,
 }
@@ -72,6 +74,7 @@ impl Default for ManagedOptions {
             memory_limit_bytes: 256 << 20,
             io_timeout: Some(IO_TIMEOUT_DEFAULT),
             record_heat: None,
+            seedable: false,
             hooks: Hooks::default(),
         }
     }
