@@ -53,6 +53,7 @@ fn main() -> Result<()> {
         read_only: true,
         content: Content::Instance,
         instance: [0; 16],
+        leechers: None,
     };
     let server = {
         let _guard = server_runtime.enter();

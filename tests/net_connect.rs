@@ -135,6 +135,7 @@ async fn two_servers_do_not_share_a_port_or_a_volume() {
             read_only: false,
             content: Content::Name,
             instance: [0; 16],
+            leechers: None,
         };
         Server::bind(config, vec![volume]).map(|_| ())
     };
@@ -233,6 +234,7 @@ async fn certificates_of_one_ca_let_in_without_a_secret_and_others_do_not() {
         read_only: false,
         content: Content::Name,
         instance: [1; 16],
+        leechers: None,
     };
     let server = Running::start(Server::bind(config, vec![volume]).unwrap());
     assert!(server.ticket.credentials.is_none());

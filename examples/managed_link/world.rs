@@ -76,6 +76,7 @@ impl World {
                 read_only: false,
                 content: Content::Instance,
                 instance: [0; 16],
+                leechers: None,
             }],
         )?;
         let bare = bare_stream::Source::listen(address, Bytes::from_owner(Shared(bytes)))?;

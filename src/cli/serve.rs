@@ -216,10 +216,11 @@ fn served((name, resource): (VolumeName, &Resource)) -> ServedVolume {
         read_only: resource.read_only,
         content: content_of(resource),
         instance: resource.instance,
+        leechers: None,
     }
 }
 
-fn content_of(resource: &Resource) -> Content {
+pub(super) fn content_of(resource: &Resource) -> Content {
     match &resource.kind {
         Kind::File(file) => Content::File(file.clone()),
         Kind::Memory(_) | Kind::Other(_) => Content::Instance,

@@ -107,6 +107,18 @@ impl Exchange {
         self.ask_with(&[], None).await
     }
 
+    /// Sends the request, and leaves the stream open.
+    pub(super) async fn begin(&mut self) -> Result<(), Fault> {
+        let head = self.request.encode();
+        self.send.write_all(&head).await.map_err(|_| Fault::Broken)
+    }
+
+    /// The stream, once the reply says that it may be used for something else.
+    pub(super) async fn into_streams(mut self) -> Result<(SendStream, RecvStream), Fault> {
+        self.reply().await?;
+        Ok((self.send, self.recv))
+    }
+
     /// Sends the request with what a write brings, compressed if there is a plan for that.
     pub(super) async fn ask_with(&mut self, body: &[u8], plan: Option<Plan>) -> Result<(), Fault> {
         let sent = match plan {

@@ -2,7 +2,8 @@
 //!
 //! [`Server`] serves volumes; [`Remote`] is a volume of a server as an
 //! [`AsyncBackend`](crate::AsyncBackend). A request on its way: `remote.rs` waits for a session,
-//! `exchange.rs` puts it on a stream of its own, `serve.rs` carries it to the backend and back.
+//! `exchange.rs` puts it on a stream of its own, `serve.rs` carries it to the backend and back. What the
+//! ends of a migration say to each other goes by [`MessageSender`] and [`MessageReceiver`].
 
 mod address;
 pub mod bare_stream;
@@ -19,6 +20,7 @@ mod hello;
 mod identity;
 mod lease;
 mod ledger;
+mod message_stream;
 mod private_file;
 mod reconnect;
 mod remote;
@@ -34,6 +36,7 @@ mod transport;
 mod volume;
 
 pub use content::Content;
+pub use message_stream::{Arrival, Arrivals, MessageReceiver, MessageSender, arrivals};
 pub use private_file::write_private;
 pub use remote::{Remote, RemoteOptions};
 pub use server::{LEASE_DEFAULT, ServedVolume, Server, ServerConfig};

@@ -18,15 +18,18 @@ use super::control_stream::{read_message, write_message};
 use super::dial::Dialer;
 use super::exchange::{Exchange, Fault, Room};
 use super::ledger::Ledger;
+use super::message_stream::{self, MessageReceiver, MessageSender};
 use super::reconnect;
 use super::tls::TlsFiles;
 use crate::volume::{BackendFuture, Errno, Extent, Priority};
 use crate::wire::Ticket;
 use crate::wire::codec::Compression;
-use crate::wire::control::{ClientMessage, ManagedStore, ServerMessage, Welcome};
+use crate::wire::control::{
+    ClientMessage, FEATURE_MIGRATION, ManagedStore, ServerMessage, Welcome,
+};
 use crate::wire::data::{Operation, RequestHeader};
 use crate::wire::limits::{DATA_BYTES_MAX, SESSION_STREAMS_MAX};
-use crate::{AsyncBackend, Capabilities, Geometry, Result};
+use crate::{AsyncBackend, Capabilities, Context, Error, ErrorKind, Geometry, Result};
 
 /// How long the server may take to give the lease back.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -175,6 +178,46 @@ impl Remote {
     /// since that one, and what a reader kept of it is true.
     pub fn generation(&self) -> Option<u64> {
         self.shared.first.generation
+    }
+
+    /// Opens a stream for the messages of a migration, as soon as there is a session.
+    ///
+    /// # Errors
+    /// `Unsupported` where the volume is served but not seeded, `Unreachable` when the session ended
+    /// meanwhile, and what made the volume unreachable for ever.
+    pub async fn open_messages(&self) -> Result<(MessageSender, MessageReceiver)> {
+        let target = self.shared.dialer.target();
+        let unsupported = || {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("{target} cannot be leeched: it is served, not seeded"),
+            )
+        };
+        if self.shared.first.features & FEATURE_MIGRATION == 0 {
+            return Err(unsupported());
+        }
+        let session = self
+            .session()
+            .await
+            .context_io(|| format!("{target} is lost"))?;
+        let request = request(Operation::Migrate, 0, 0, Priority::Demand);
+        let opened = async {
+            let mut exchange = Exchange::open(&session, request).await?;
+            exchange.begin().await?;
+            exchange.into_streams().await
+        };
+        match opened.await {
+            Ok((send, recv)) => {
+                let size = self.shared.geometry.resource_bytes();
+                Ok(message_stream::of_stream(send, recv, size))
+            }
+            Err(Fault::Failed(_)) => Err(unsupported()),
+            Err(Fault::Broken) => Err(Error::new(ErrorKind::Unreachable, "the session ended")),
+            Err(Fault::Nonsense(fault)) => {
+                let context = format!("{target} broke the protocol");
+                Err(Error::new(ErrorKind::Protocol, context).because(fault))
+            }
+        }
     }
 
     /// The way to the server at this moment.

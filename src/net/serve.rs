@@ -10,6 +10,7 @@ use super::body::{self, BodyFault};
 use super::buffers::Buffer;
 use super::close::STREAM_GIVEN_UP;
 use super::compression::{Part, Plan, parts};
+use super::message_stream::{self, Arrival, Arrivals};
 use super::session::Session;
 use super::slot::Pass;
 use super::stream_order::Place;
@@ -20,6 +21,14 @@ use crate::wire::data::{Operation, REQUEST_BYTES, ReplyHeader, RequestHeader};
 use crate::wire::extent;
 use crate::wire::limits::{EXTENTS_MAX, MAP_BYTES_MAX};
 use crate::wire::segment::runs;
+
+/// What becomes of a stream whose request was carried out.
+enum After {
+    /// It is over.
+    Answered,
+    /// It goes on, as that of a leecher.
+    Leeches(Arrivals),
+}
 
 /// Why a request gets no reply, or not the one that it asked for.
 enum Fault {
@@ -62,7 +71,22 @@ impl From<WriteError> for Fault {
 pub(super) async fn answer(session: &Session, mut send: SendStream, mut recv: RecvStream) {
     let mut place = None;
     let reply = match perform(session, &mut send, &mut recv, &mut place).await {
-        Ok(()) => None,
+        Ok(After::Answered) => None,
+        Ok(After::Leeches(arrivals)) => {
+            let size = session.volume.geometry.resource_bytes();
+            let (sender, receiver) = message_stream::of_stream(send, recv, size);
+            let peer = session.connection.remote_address();
+            // Where nobody takes it, the leecher sees its stream end.
+            let _ = arrivals
+                .0
+                .send(Arrival {
+                    sender,
+                    receiver,
+                    peer,
+                })
+                .await;
+            return;
+        }
         Err(Fault::Gone) => {
             let _ = send.reset(STREAM_GIVEN_UP);
             return;
@@ -92,7 +116,7 @@ async fn perform(
     send: &mut SendStream,
     recv: &mut RecvStream,
     place: &mut Option<Place>,
-) -> Result<(), Fault> {
+) -> Result<After, Fault> {
     let mut header = [0; REQUEST_BYTES];
     recv.read_exact(&mut header)
         .await
@@ -109,17 +133,25 @@ async fn perform(
         return Err(io::Error::from(Errno::EINVAL).into());
     }
     match request.operation {
-        Operation::Read => read(session, send, &request).await,
-        Operation::Map => map(session, send, &request).await,
+        Operation::Read => read(session, send, &request).await?,
+        Operation::Map => map(session, send, &request).await?,
         Operation::Flush => {
             session.volume.backend.flush().await?;
-            done(send).await
+            done(send).await?;
+        }
+        Operation::Migrate => {
+            let Some(arrivals) = &session.volume.leechers else {
+                return Err(io::Error::from(Errno::EOPNOTSUPP).into());
+            };
+            done(send).await?;
+            return Ok(After::Leeches(arrivals.clone()));
         }
         Operation::Write { .. } | Operation::Discard | Operation::WriteZeroes { .. } => {
             change(session, recv, &request).await?;
-            done(send).await
+            done(send).await?;
         }
     }
+    Ok(After::Answered)
 }
 
 /// Changes the volume, unless the session may not or has ended. Once begun it runs to its end,
@@ -149,7 +181,7 @@ async fn change(
             let _pass = enter(session).await?;
             backend.write_zeroes(offset, len, no_unmap, fua).await?;
         }
-        Operation::Read | Operation::Flush | Operation::Map => {}
+        Operation::Read | Operation::Flush | Operation::Map | Operation::Migrate => {}
     }
     Ok(())
 }

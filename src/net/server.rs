@@ -19,6 +19,7 @@ use super::buffers::BufferPool;
 use super::content::{Content, ServedContent};
 use super::hello::{Gatekeeper, HELLO_TIMEOUT};
 use super::lease::Record;
+use super::message_stream::Arrivals;
 use super::session;
 use super::state_dir::StateDir;
 use super::tls::{self, TlsFiles};
@@ -75,6 +76,8 @@ pub struct ServedVolume {
     pub content: Content,
     /// What changes when unflushed writes may have been lost.
     pub instance: [u8; 16],
+    /// Where leechers arrive, if the volume is seeded.
+    pub leechers: Option<Arrivals>,
 }
 
 /// A server that listens. [`Server::run`] serves.
@@ -301,6 +304,7 @@ fn open(volume: ServedVolume, state: &StateDir, lease_time: Duration) -> Result<
         clients: Mutex::default(),
         state: state.clone(),
         backend: volume.backend,
+        leechers: volume.leechers,
         name: volume.name,
         _lock: lock,
     })

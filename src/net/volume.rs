@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::close::Close;
 use super::content::{ServedContent, Writer};
 use super::lease::{Asking, Record, Verdict, decide};
+use super::message_stream::Arrivals;
 use super::session::DRAIN_TIMEOUT;
 use super::slot::Slot;
 use super::state_dir::{StateDir, VolumeLock};
@@ -34,6 +35,7 @@ pub(super) struct Volume {
     pub(super) lease: AsyncMutex<Lease>,
     pub(super) secret: Mutex<Secret>,
     pub(super) clients: Mutex<HashMap<[u8; 16], Arc<Slot>>>,
+    pub(super) leechers: Option<Arrivals>,
     pub(super) _lock: VolumeLock,
 }
 

@@ -27,8 +27,10 @@ pub const FEATURE_LZ4: u64 = 1;
 /// Bodies may be compressed by Zstandard.
 pub const FEATURE_ZSTD: u64 = 2;
 
+/// There is an operation by which a stream carries the messages of a migration.
+pub const FEATURE_MIGRATION: u64 = 4;
 /// The features that this build has beyond the version's.
-pub const FEATURES: u64 = FEATURE_LZ4 | FEATURE_ZSTD;
+pub const FEATURES: u64 = FEATURE_LZ4 | FEATURE_ZSTD | FEATURE_MIGRATION;
 
 /// How long a preamble is.
 pub const PREAMBLE_BYTES: usize = 8;

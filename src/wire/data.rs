@@ -56,6 +56,8 @@ pub enum Operation {
     },
     /// Tell data from holes, from the start of the range on.
     Map,
+    /// From the reply on, the stream carries the messages of a migration, both ways.
+    Migrate,
 }
 
 /// The head of a data request.
@@ -97,6 +99,7 @@ impl Operation {
             Self::Discard => 4,
             Self::WriteZeroes { .. } => 5,
             Self::Map => 6,
+            Self::Migrate => 7,
         }
     }
 
@@ -121,6 +124,7 @@ impl Operation {
             4 => Self::Discard,
             5 => Self::WriteZeroes { fua, no_unmap },
             6 => Self::Map,
+            7 => Self::Migrate,
             _ => return Err(WireError::Operation),
         };
         if operation.flags() == flags {
@@ -141,7 +145,7 @@ impl Operation {
     fn check_range(self, offset: u64, len: u64) -> Result<(), WireError> {
         let longest = match self {
             Self::Read | Self::Write { .. } => DATA_BYTES_MAX,
-            Self::Flush => {
+            Self::Flush | Self::Migrate => {
                 return if (offset, len) == (0, 0) {
                     Ok(())
                 } else {

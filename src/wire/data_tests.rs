@@ -35,6 +35,7 @@ fn requests_keep_their_bytes() {
             "b102010000000000000000000000000001",
         ),
         (request(Operation::Flush, 0, 0), "b103"),
+        (request(Operation::Migrate, 0, 0), "b107"),
         (request(Operation::Discard, 4096, 1 << 40), {
             "b104000000000000001000000000000000000000000100"
         }),
@@ -98,7 +99,7 @@ fn each_lie_in_a_request_has_its_name() {
     assert_eq!(with(0, 0x00), Err(WireError::Magic));
     assert_eq!(with(0, 0xB2), Err(WireError::Version));
     assert_eq!(with(1, 0), Err(WireError::Operation));
-    assert_eq!(with(1, 7), Err(WireError::Operation));
+    assert_eq!(with(1, 8), Err(WireError::Operation));
     assert_eq!(with(2, 1), Err(WireError::Flag));
     assert_eq!(with(2, 0x80), Err(WireError::Flag));
     assert_eq!(with(3, 4), Err(WireError::Priority));

@@ -2,7 +2,8 @@
 //!
 //! A connection has one *control stream*: a [`Preamble`](control::Preamble) each way, then
 //! length-prefixed messages. Every data request has a bidirectional stream of its own: a fixed
-//! little-endian header ([`data`]), then a body in [`segment`]s; the reply likewise.
+//! little-endian header ([`data`]), then a body in [`segment`]s; the reply likewise. One of these
+//! requests makes its stream one of [`migration`] messages.
 
 pub mod codec;
 pub mod control;
@@ -10,6 +11,7 @@ pub mod data;
 pub mod error;
 pub mod extent;
 pub mod limits;
+pub mod migration;
 pub mod segment;
 pub mod ticket;
 

@@ -219,6 +219,7 @@ impl<'a> Setup<'a> {
             read_only: self.read_only,
             content: self.content.clone(),
             instance: self.instance,
+            leechers: None,
         }
     }
 }
