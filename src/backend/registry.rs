@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::migrate::records;
 use crate::volume::{
     AsyncBackend, FileOptions, FileStore, Geometry, MemoryMap, Pooled, instance, size::parse_size,
 };
@@ -24,6 +25,8 @@ pub struct OpenOptions {
     pub direct_io: bool,
     /// How long to wait for whoever holds the lock of a file.
     pub lock_patience: Duration,
+    /// Also a file that has moved away, or has a part of a volume: the caller is part of its migration.
+    pub migrates: bool,
 }
 
 /// What a resource is, once it is open.
@@ -194,6 +197,9 @@ fn open_file(url: &str, path: &Path, options: &OpenOptions) -> Result<Resource> 
             lock_patience: options.lock_patience,
         },
     )?;
+    if !options.migrates {
+        records::refuse_elsewhere(path)?;
+    }
     Ok(Resource {
         url: url.to_owned(),
         geometry: Geometry::with_blocks(

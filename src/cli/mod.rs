@@ -1,29 +1,36 @@
 //! The command line: one file a verb, arguments first, their meaning second.
 
+mod abort;
 mod block_size;
 mod bounded_log;
 mod cache;
 mod completions;
 mod detach;
+mod device_choice;
 mod doctor;
 mod failure;
+mod finalize;
 mod heap;
 mod heat_map;
 mod hook_command;
 mod hooks;
+mod leech;
 mod list;
 mod logging;
 mod man;
 mod managed;
+mod migrate;
 mod mount;
 mod mounted;
 mod output;
 mod progress;
 mod recover;
 mod repeat;
+mod seed;
 mod serve;
 mod serving;
 mod signals;
+mod source_hooks;
 mod status;
 mod stop;
 mod store_choice;
@@ -61,6 +68,11 @@ enum Verb {
     Recover(recover::Args),
     Serve(serve::Args),
     Ticket(ticket::Args),
+    Seed(seed::Args),
+    Leech(leech::Args),
+    Finalize(finalize::Args),
+    Abort(abort::Args),
+    Migrate(migrate::Args),
     List(list::Args),
     Status(status::Args),
     Stop(stop::Args),
@@ -94,6 +106,11 @@ impl Verb {
             Self::Mount(args) => return mount::run(args),
             Self::Recover(args) => return recover::run(args),
             Self::Serve(args) => return serve::run(args),
+            Self::Seed(args) => return seed::run(args),
+            Self::Leech(args) => return leech::run(args),
+            Self::Finalize(args) => finalize::run(args),
+            Self::Abort(args) => abort::run(args),
+            Self::Migrate(args) => migrate::run(args),
             Self::Ticket(args) => ticket::run(args),
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),

@@ -290,6 +290,7 @@ impl Args {
                 Some(_) => LAST_WRITES_WAIT,
                 None => Duration::ZERO,
             },
+            migrates: false,
         };
         let ticket = match named {
             Named::Ticket(ticket) => ticket,

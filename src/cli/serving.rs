@@ -58,6 +58,10 @@ impl Serving {
                 self.sync(order);
                 continue;
             }
+            if let Some(order) = asked.pop_if(|order| is_of_migration(order.command())) {
+                order.answer(Err(no_migration())).await;
+                continue;
+            }
             let by_signal = asked.is_empty();
             let force = by_signal && refused_before || asked.iter().any(is_forced);
             match self.stop(&mut asked, force).await {
@@ -249,7 +253,7 @@ async fn end(
                     asked.push(order);
                 }
                 // It is told that the device has ended.
-                Command::Sync => drop(order),
+                Command::Sync | Command::Finalize | Command::Abort => drop(order),
             },
         }
     }
@@ -284,6 +288,15 @@ async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<
     spawn_blocking(work)
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+fn is_of_migration(command: &Command) -> bool {
+    matches!(command, Command::Finalize | Command::Abort)
+}
+
+fn no_migration() -> Error {
+    let what = "no migration is under way: the volume is here, and stays until it is seeded";
+    Error::new(ErrorKind::Unsupported, what)
 }
 
 fn is_forced(order: &Order) -> bool {

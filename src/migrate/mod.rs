@@ -1,9 +1,26 @@
 //! Migration: a volume in use moves from the host that seeds it to one that leeches it.
 //!
-//! So far there is what decides, the two ends' state machines in [`protocol`]. What carries out
-//! what they decide comes on top.
+//! [`protocol`] decides: the two ends' state machines, without I/O. [`source`] and [`destination`] carry
+//! out what they decide; [`records`] is what each end keeps of it with its resource, [`proof`] how they
+//! know that their stores are equal.
 
+pub mod destination;
+pub mod proof;
 pub mod protocol;
+mod prover;
+mod record_keeper;
+pub mod records;
 
 #[cfg(test)]
 mod simulation;
+pub mod source;
+mod status;
+mod timers;
+mod wire_form;
+
+pub use destination::{Destination, DestinationParts, DestinationStatus};
+pub use record_keeper::RecordKeeper;
+pub use source::{
+    Call, CallWithBytes, HOLD_LIMIT_DEFAULT, Source, SourceHooks, SourceParts, SourceStatus,
+};
+pub use status::MigrationStatus;

@@ -68,6 +68,10 @@ pub enum Command {
     },
     /// Make everything that was written durable at the resource; the device goes on.
     Sync,
+    /// Have the volume that is leeched move here as soon as possible.
+    Finalize,
+    /// Give the migration up.
+    Abort,
 }
 
 /// What a running device answers.

@@ -190,6 +190,22 @@ pub fn sync(name: &Name, patience: Duration) -> Result<()> {
     }
 }
 
+/// Gives an order to the process of the device of that name.
+///
+/// # Errors
+/// `NotFound` for an unknown name and where its process is dead, and where it cannot be asked.
+pub(super) fn order_living(name: &Name, command: Command, patience: Duration) -> Result<Outcome> {
+    let root = checked_directory()?;
+    match Claim::is_held(&root, name) {
+        None => Err(unknown(name)),
+        Some(false) => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("the process of `{name}` is dead"),
+        )),
+        Some(true) => order_watched(&root.join(name.as_str()), command, patience),
+    }
+}
+
 /// Where the writes of a device go, and what is known of that.
 fn origin(directory: &Path) -> String {
     let running = Running::load(directory).ok().flatten();

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::device::DeviceRecord;
+use crate::migrate::MigrationStatus;
 use crate::mount::managed::ManagedStatus;
 use crate::volume::Counters;
 use crate::{Context, Error, ErrorKind, Result};
@@ -113,6 +114,9 @@ pub struct Status {
     /// Commands that it waits for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<RunningHook>,
+    /// How far the migration is that it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationStatus>,
     /// How far a managed mount is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub managed: Option<ManagedStatus>,

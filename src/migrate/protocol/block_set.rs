@@ -44,6 +44,24 @@ impl BlockSet {
         self.0.iter().map(BlockIndex)
     }
 
+    /// The blocks as runs, in order.
+    pub fn runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        let mut blocks = self.0.iter().peekable();
+        std::iter::from_fn(move || {
+            let first = blocks.next()?;
+            let mut end = first + 1;
+            while blocks.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            Some(BlockRange::new(first, end))
+        })
+    }
+
+    /// As it travels.
+    pub(in crate::migrate) fn as_treemap(&self) -> &RoaringTreemap {
+        &self.0
+    }
+
     /// How many there are.
     pub fn len(&self) -> u64 {
         self.0.len()
@@ -57,6 +75,12 @@ impl BlockSet {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl From<RoaringTreemap> for BlockSet {
+    fn from(blocks: RoaringTreemap) -> Self {
+        Self(blocks)
     }
 }
 

@@ -1,0 +1,90 @@
+//! The store that a volume is leeched into.
+
+use std::fmt;
+use std::fs::OpenOptions as FileOptions;
+use std::io;
+use std::str::FromStr;
+
+use blockferry::backend::{self, OpenOptions, Resource};
+use blockferry::{Context, Error, ErrorKind, Geometry, Result};
+
+use super::path_of;
+
+/// `file:PATH`, or memory.
+#[derive(Debug, Clone)]
+pub(super) enum StoreUrl {
+    File(String),
+    Memory,
+}
+
+impl FromStr for StoreUrl {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once(':') {
+            Some(("mem", "")) => Ok(Self::Memory),
+            Some(("file", path)) if !path_of(path).as_os_str().is_empty() => {
+                Ok(Self::File(path.to_owned()))
+            }
+            _ => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "`{text}` is no store; there are file:PATH and mem: (as long as the volume)"
+                ),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{path}"),
+            Self::Memory => f.write_str("mem:"),
+        }
+    }
+}
+
+impl StoreUrl {
+    /// In one way of writing it.
+    pub(super) fn canonical(&self) -> String {
+        backend::canonical(&self.to_string())
+    }
+
+    /// Opens the store for a volume of this geometry, and makes it if it is not there.
+    pub(super) fn open(&self, geometry: &Geometry) -> Result<Resource> {
+        let len_bytes = geometry.resource_bytes();
+        let options = OpenOptions {
+            block_bytes: Some(geometry.logical_block_bytes()),
+            migrates: true,
+            ..OpenOptions::default()
+        };
+        match self {
+            Self::Memory => {
+                tracing::warn!(
+                    "with --store mem: the volume is gone when this process ends, however it does"
+                );
+                backend::open(&format!("mem:{len_bytes}"), &options)
+            }
+            Self::File(path) => {
+                make(path, len_bytes)?;
+                backend::open(&self.to_string(), &options)
+            }
+        }
+    }
+}
+
+/// A file that is not there becomes one of holes.
+fn make(path: &str, len_bytes: u64) -> Result<()> {
+    let path = path_of(path);
+    let cannot = || format!("cannot make {}", path.display());
+    let made = FileOptions::new().write(true).create_new(true).open(&path);
+    match made {
+        Ok(file) => file
+            .set_len(len_bytes)
+            .and_then(|()| file.sync_all())
+            .context_io(cannot),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(Error::io(cannot(), error)),
+    }
+}

@@ -1,0 +1,151 @@
+//! The leecher's end: carries out what the machine decides, on a store that becomes the volume.
+//!
+//! As at the seeder one task has the machine; what takes time runs beside it.
+
+mod link;
+mod pull;
+mod runner;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::protocol::{Epoch, Leecher, LeecherConfig, LeecherNotice};
+use super::record_keeper::RecordKeeper;
+use crate::backend::Resource;
+use crate::net::Remote;
+use crate::{Error, ErrorKind, Result};
+
+/// How many inputs may wait for the machine. Who has more waits.
+const INPUTS_MAX: usize = 256;
+
+/// What a leecher is started with.
+pub struct DestinationParts {
+    /// How it is to go about it.
+    pub config: LeecherConfig,
+    /// The seeder.
+    pub remote: Arc<Remote>,
+    /// What becomes the volume.
+    pub store: Resource,
+    /// The store's records.
+    pub records: RecordKeeper,
+    /// Starts the device, on a thread that may block.
+    pub start_device: Box<dyn FnOnce(Epoch) -> Result<(), String> + Send>,
+    /// Is told what a user may want to know. May not block.
+    pub told: Box<dyn FnMut(LeecherNotice) + Send>,
+}
+
+/// How far a leecher is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DestinationStatus {
+    /// How many rounds it has pulled.
+    pub rounds: u32,
+    /// The bytes of the round that is being pulled, and how many of them are here.
+    pub round_bytes: u64,
+    /// See there.
+    pub pulled_bytes: u64,
+    /// What is written at the seeder each second, in bytes.
+    pub dirty_bytes_per_s: Option<u64>,
+    /// How long the hold would be now.
+    pub predicted: Option<Duration>,
+    /// The bytes of the second phase.
+    pub final_bytes: Option<u64>,
+    /// For how long neither end took requests.
+    pub downtime: Option<Duration>,
+    /// The volume is here.
+    pub is_owner: bool,
+    /// There is nothing left to do.
+    pub is_done: bool,
+    /// The seeder cannot be reached any more, and why.
+    pub lost: Option<String>,
+}
+
+/// A running leecher. Dropping it ends it; what is here stays.
+#[derive(Debug)]
+pub struct Destination {
+    orders: mpsc::Sender<Order>,
+    status: watch::Receiver<DestinationStatus>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Finalize,
+    Abort,
+    AssumeCommitted,
+}
+
+impl Destination {
+    /// Begins to leech. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the store cannot be that of the volume, `Busy` where it is one that was
+    /// never moved.
+    pub fn start(parts: DestinationParts) -> Result<Self> {
+        let (here, there) = (parts.store.geometry, parts.remote.geometry());
+        if here.resource_bytes() != there.resource_bytes() {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "{} has {} bytes, and the volume {}; give a store of that size, or a file that does \
+                     not exist yet",
+                    parts.store.url,
+                    here.resource_bytes(),
+                    there.resource_bytes()
+                ),
+            ));
+        }
+        let records = parts.records.records();
+        let machine = match records == super::protocol::Records::default() {
+            true => Leecher::new(parts.config.clone()),
+            false => Leecher::with_records(parts.config.clone(), &records).ok_or_else(|| {
+                let what = format!(
+                    "{} is a volume that is seeded from here; leech into another store",
+                    parts.store.url
+                );
+                Error::new(ErrorKind::Busy, what)
+            })?,
+        };
+        let (orders, to_do) = mpsc::channel(INPUTS_MAX);
+        let (told, status) = watch::channel(DestinationStatus::default());
+        let runner = runner::Runner::new(machine, parts, told);
+        Ok(Self {
+            orders,
+            status,
+            task: tokio::spawn(runner.run(to_do)),
+        })
+    }
+
+    /// Has the volume move here as soon as possible.
+    pub async fn finalize(&self) {
+        let _ = self.orders.send(Order::Finalize).await;
+    }
+
+    /// Gives it up, as long as the volume may not have moved.
+    pub async fn abort(&self) {
+        let _ = self.orders.send(Order::Abort).await;
+    }
+
+    /// Has the volume be here though its seeder, which is gone for good, has not said so.
+    pub async fn assume_committed(&self) {
+        let _ = self.orders.send(Order::AssumeCommitted).await;
+    }
+
+    /// How far it is.
+    pub fn status(&self) -> DestinationStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Follows how far it is.
+    pub fn watch(&self) -> watch::Receiver<DestinationStatus> {
+        self.status.clone()
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

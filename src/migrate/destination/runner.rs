@@ -1,0 +1,355 @@
+//! The task that has the leecher's machine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::link::{Outgoing, keep_open};
+use super::pull::{Puller, Pulling};
+use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order};
+use crate::AsyncBackend;
+use crate::migrate::protocol::{
+    BlockSet, Epoch, LeechRecord, Leecher, LeecherAction, LeecherEvent, LeecherNotice,
+    LeecherTimer, Measured, ToLeecher,
+};
+use crate::migrate::prover::Prover;
+use crate::migrate::record_keeper::RecordKeeper;
+use crate::migrate::timers::Timers;
+use crate::migrate::wire_form;
+use crate::net::Remote;
+use crate::volume::Priority;
+
+/// How often it is looked how many bytes have come.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What the task waits for.
+pub(super) enum Input {
+    /// The seeder said something.
+    Said {
+        message: ToLeecher,
+        /// Its requests have been held for so long.
+        held: Option<Duration>,
+        at: Instant,
+    },
+    /// There is a stream.
+    Connected(mpsc::Sender<Outgoing>),
+    /// There is none any more.
+    Disconnected,
+    /// There will never be one again.
+    Lost(String),
+    /// Something that was begun has ended.
+    Ended(LeecherEvent),
+    /// The same, for the pull of that number.
+    Pulled(u64, LeecherEvent),
+    /// The same, for a record.
+    Recorded(Box<RecordKeeper>, LeecherEvent),
+    /// The device was started, then or never.
+    Started(Instant, Result<(), String>),
+}
+
+type StartDevice = Box<dyn FnOnce(Epoch) -> Result<(), String> + Send>;
+
+/// See the module.
+pub(super) struct Runner {
+    machine: Leecher,
+    remote: Arc<Remote>,
+    store: Arc<dyn AsyncBackend>,
+    puller: Puller,
+    records: RecordKeeper,
+    start_device: Option<StartDevice>,
+    told: Box<dyn FnMut(LeecherNotice) + Send>,
+    status: watch::Sender<DestinationStatus>,
+    timers: Timers<LeecherTimer>,
+    inputs: mpsc::Receiver<Input>,
+    input: mpsc::Sender<Input>,
+    outgoing: Option<mpsc::Sender<Outgoing>>,
+    link: AbortHandle,
+    pulling: Option<Pulling>,
+    /// Counts pulls: what one that was stopped has to say comes too late.
+    pulls: u64,
+    /// When the seeder began to hold its requests, as seen from here.
+    held_since: Option<Instant>,
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.link.abort();
+    }
+}
+
+impl Runner {
+    pub(super) fn new(
+        machine: Leecher,
+        parts: DestinationParts,
+        status: watch::Sender<DestinationStatus>,
+    ) -> Self {
+        let store = parts.store.as_async();
+        let (input, inputs) = mpsc::channel(INPUTS_MAX);
+        let linking = {
+            let (remote, input) = (Arc::clone(&parts.remote), input.clone());
+            tokio::spawn(async move {
+                let error = keep_open(remote, input.clone()).await;
+                let _ = input.send(Input::Lost(error.chain())).await;
+            })
+        };
+        Self {
+            machine,
+            puller: Puller {
+                remote: Arc::clone(&parts.remote),
+                store: Arc::clone(&store),
+                prover: Prover::new(Arc::clone(&store)),
+                pulled_bytes: Arc::new(AtomicU64::new(0)),
+            },
+            remote: parts.remote,
+            store,
+            records: parts.records,
+            start_device: Some(parts.start_device),
+            told: parts.told,
+            status,
+            timers: Timers::default(),
+            inputs,
+            input,
+            outgoing: None,
+            link: linking.abort_handle(),
+            pulling: None,
+            pulls: 0,
+            held_since: None,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        self.handle(LeecherEvent::Begin).await;
+        let mut progress = tokio::time::interval(PROGRESS_INTERVAL);
+        progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(input) = self.inputs.recv() => self.take(input).await,
+                Some(order) = orders.recv() => {
+                    let event = match order {
+                        Order::Finalize => LeecherEvent::Finalize,
+                        Order::Abort => LeecherEvent::Abort,
+                        Order::AssumeCommitted => LeecherEvent::AssumeCommitted,
+                    };
+                    self.handle(event).await;
+                }
+                timer = self.timers.next() => self.handle(LeecherEvent::Timer(timer)).await,
+                _ = progress.tick() => self.show_progress(),
+                else => return,
+            }
+        }
+    }
+
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Said { message, held, at } => {
+                if let Some(held) = held {
+                    let rtt = self.remote.path_rtt().unwrap_or_default();
+                    self.held_since = at.checked_sub(held + rtt / 2);
+                }
+                self.handle(LeecherEvent::Message(message)).await;
+            }
+            Input::Connected(outgoing) => {
+                self.outgoing = Some(outgoing);
+                self.handle(LeecherEvent::Connected).await;
+            }
+            Input::Disconnected => {
+                self.outgoing = None;
+                self.handle(LeecherEvent::Disconnected).await;
+            }
+            Input::Lost(why) => {
+                self.status.send_modify(|status| status.lost = Some(why));
+                self.handle(LeecherEvent::Abort).await;
+            }
+            Input::Ended(event) => self.handle(event).await,
+            Input::Pulled(number, event) => {
+                if number == self.pulls && self.pulling.take().is_some() {
+                    self.handle(event).await;
+                }
+            }
+            Input::Recorded(records, event) => {
+                self.records = *records;
+                self.handle(event).await;
+            }
+            Input::Started(at, result) => {
+                let downtime = self
+                    .held_since
+                    .filter(|_| result.is_ok())
+                    .map(|since| at.saturating_duration_since(since));
+                self.status.send_modify(|status| status.downtime = downtime);
+                self.handle(LeecherEvent::Started(result)).await;
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: LeecherEvent) {
+        tracing::trace!(?event, "leecher");
+        let pulled = matches!(event, LeecherEvent::Pulled { result: Ok(_), .. });
+        for action in self.machine.handle(event) {
+            tracing::trace!(?action, "leecher");
+            self.carry_out(action).await;
+        }
+        let prediction = self.machine.prediction();
+        let (predicted, dirty) = (prediction.downtime(), prediction.dirty_bytes_per_s());
+        let (is_owner, is_done) = (self.machine.is_owner(), self.machine.is_done());
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            status.rounds += u32::from(pulled);
+            status.predicted = predicted;
+            status.dirty_bytes_per_s = dirty.map(|bytes| bytes as u64);
+            (status.is_owner, status.is_done) = (is_owner, is_done);
+            *status != before
+        });
+    }
+
+    fn show_progress(&self) {
+        let pulled = self.puller.pulled_bytes.load(Ordering::Relaxed);
+        self.status.send_if_modified(|status| {
+            let changed = status.pulled_bytes != pulled;
+            status.pulled_bytes = pulled;
+            changed
+        });
+    }
+
+    async fn carry_out(&mut self, action: LeecherAction) {
+        match action {
+            LeecherAction::Send(message) => {
+                let message = wire_form::to_seeder(message);
+                if let Some(outgoing) = &self.outgoing
+                    && outgoing.try_send(message).is_err()
+                {
+                    tracing::debug!("a message to the seeder is lost");
+                }
+            }
+            LeecherAction::Record(record) => self.record(record),
+            LeecherAction::Pull { number, blocks } => {
+                let (begun, remote) = (Instant::now(), Arc::clone(&self.remote));
+                let bytes = blocks.len_bytes();
+                self.pull(blocks, Priority::Pull, move |result| {
+                    let rtt = remote.path_rtt().unwrap_or_default();
+                    let measured = Measured {
+                        bytes,
+                        // The question for the blocks went before it.
+                        took: begun.elapsed() + rtt,
+                        rtt,
+                    };
+                    LeecherEvent::Pulled {
+                        number,
+                        result: result.map(|()| measured),
+                    }
+                });
+            }
+            LeecherAction::StopPulling => {
+                self.pulls += 1;
+                if let Some(pulling) = self.pulling.take() {
+                    pulling.stop().await;
+                }
+            }
+            LeecherAction::Receive(attempt, blocks) => {
+                let bytes = blocks.len_bytes();
+                self.status
+                    .send_modify(|status| status.final_bytes = Some(bytes));
+                self.pull(blocks, Priority::Demand, move |result| {
+                    LeecherEvent::Received { attempt, result }
+                });
+            }
+            LeecherAction::Secure { attempt, absent } => {
+                let (store, prover) = (Arc::clone(&self.store), self.puller.prover.clone());
+                let prove = absent.is_none();
+                self.begin(async move {
+                    let result = secure(&*store, &prover, prove).await;
+                    LeecherEvent::Secured { attempt, result }
+                });
+            }
+            LeecherAction::StartDevice(epoch) => self.start_device(epoch),
+            // Only after post-copy.
+            LeecherAction::PullRest => {
+                let event = LeecherEvent::RestPulled(Err(NOT_POST_COPY.to_owned()));
+                self.begin(async move { event });
+            }
+            LeecherAction::SecureRest => {
+                let event = LeecherEvent::RestSecured(Err(NOT_POST_COPY.to_owned()));
+                self.begin(async move { event });
+            }
+            LeecherAction::Arm(timer, after) => self.timers.arm(timer, after),
+            LeecherAction::Tell(notice) => (self.told)(notice),
+        }
+    }
+
+    /// Does something that takes time.
+    fn begin(&self, work: impl Future<Output = LeecherEvent> + Send + 'static) {
+        let input = self.input.clone();
+        tokio::spawn(async move {
+            let event = work.await;
+            let _ = input.send(Input::Ended(event)).await;
+        });
+    }
+
+    fn pull(
+        &mut self,
+        blocks: BlockSet,
+        priority: Priority,
+        event: impl FnOnce(Result<(), String>) -> LeecherEvent + Send + 'static,
+    ) {
+        self.pulls += 1;
+        let (input, number) = (self.input.clone(), self.pulls);
+        let bytes = blocks.len_bytes();
+        self.puller.pulled_bytes.store(0, Ordering::Relaxed);
+        self.status.send_modify(|status| {
+            (status.round_bytes, status.pulled_bytes) = (bytes, 0);
+        });
+        let pulling = Pulling::begin(self.puller.clone(), blocks, priority, move |result| {
+            let event = event(result.map_err(|error| error.to_string()));
+            async move {
+                let _ = input.send(Input::Pulled(number, event)).await;
+            }
+        });
+        self.pulling = Some(pulling);
+    }
+
+    fn record(&self, record: LeechRecord) {
+        let (input, mut records) = (self.input.clone(), self.records.clone());
+        let stage = record.stage;
+        tokio::spawn(async move {
+            let written = spawn_blocking(move || {
+                let result = records.write_leech(record).map_err(|error| error.chain());
+                (records, result)
+            });
+            // It ends early only with the runtime.
+            if let Ok((records, result)) = written.await {
+                let event = LeecherEvent::Recorded { stage, result };
+                let _ = input.send(Input::Recorded(Box::new(records), event)).await;
+            }
+        });
+    }
+
+    fn start_device(&mut self, epoch: Epoch) {
+        let (input, start) = (self.input.clone(), self.start_device.take());
+        tokio::spawn(async move {
+            let started = spawn_blocking(move || match start {
+                Some(start) => start(epoch),
+                None => Err("it was started before".to_owned()),
+            });
+            let result = started.await.unwrap_or_else(|panic| Err(panic.to_string()));
+            let _ = input.send(Input::Started(Instant::now(), result)).await;
+        });
+    }
+}
+
+const NOT_POST_COPY: &str = "this version has no post-copy";
+
+async fn secure(
+    store: &dyn AsyncBackend,
+    prover: &Prover,
+    prove: bool,
+) -> Result<Option<crate::migrate::protocol::Proof>, String> {
+    store.flush().await.map_err(|error| error.to_string())?;
+    if !prove {
+        return Ok(None);
+    }
+    prover.catch_up().await.map_err(|error| error.to_string())?;
+    prover.root().map(Some)
+}

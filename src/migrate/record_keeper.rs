@@ -1,0 +1,116 @@
+//! The records of a resource in use: with a file, or with this process where it is memory.
+
+use std::path::Path;
+
+use super::protocol::{CommitRecord, LeechRecord, Records, VolumeId};
+use super::records::{Kept, RecordFile};
+use crate::backend::{Kind, Resource};
+use crate::volume::instance;
+use crate::{Error, ErrorKind, Result};
+
+/// See the module. Who has it holds the resource's lock.
+#[derive(Debug, Clone)]
+pub struct RecordKeeper {
+    file: Option<RecordFile>,
+    kept: Option<Kept>,
+}
+
+impl RecordKeeper {
+    /// That of an open resource.
+    ///
+    /// # Errors
+    /// `Unsupported` for one that has no place for records, and as [`RecordFile::read`].
+    pub fn of(resource: &Resource) -> Result<Self> {
+        let file = match &resource.kind {
+            Kind::Memory(_) => None,
+            Kind::File(store) if store.is_block_device() => {
+                return Err(no_place(store.path()));
+            }
+            Kind::File(store) => Some(RecordFile::beside(store.path())?),
+            Kind::Other(_) => return Err(no_place(Path::new(&resource.url))),
+        };
+        let kept = match &file {
+            Some(file) => file.read()?,
+            None => None,
+        };
+        Ok(Self { file, kept })
+    }
+
+    /// What is kept by now.
+    pub fn records(&self) -> Records {
+        let kept = self.kept.as_ref();
+        kept.map(|kept| kept.records.clone()).unwrap_or_default()
+    }
+
+    /// Which volume it is; from the first time on it stays that one.
+    ///
+    /// # Errors
+    /// What keeps that from being written.
+    pub fn volume(&mut self) -> Result<VolumeId> {
+        if let Some(kept) = &self.kept {
+            return Ok(kept.volume);
+        }
+        let volume = VolumeId(instance::fresh()?);
+        self.write(Kept {
+            volume,
+            records: Records::default(),
+        })?;
+        Ok(volume)
+    }
+
+    /// Makes the record that the volume moved away durable. After a failure [`restore`](Self::restore)
+    /// makes what was there before count.
+    ///
+    /// # Errors
+    /// What keeps it from being written.
+    pub fn write_commit(&mut self, record: CommitRecord) -> Result<()> {
+        let volume = record.volume;
+        let records = Records {
+            commit: Some(record),
+            ..self.records()
+        };
+        self.write(Kept { volume, records })
+    }
+
+    /// Makes the record of how far the volume has come here durable.
+    ///
+    /// # Errors
+    /// What keeps it from being written.
+    pub fn write_leech(&mut self, record: LeechRecord) -> Result<()> {
+        let volume = record.volume;
+        let records = Records {
+            leech: Some(record),
+            ..self.records()
+        };
+        self.write(Kept { volume, records })
+    }
+
+    /// Writes what was there before a write that failed.
+    ///
+    /// # Errors
+    /// What keeps it from being written.
+    pub fn restore(&mut self) -> Result<()> {
+        match self.kept.clone() {
+            Some(kept) => self.write(kept),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, kept: Kept) -> Result<()> {
+        if let Some(file) = &self.file {
+            file.write(&kept)?;
+        }
+        self.kept = Some(kept);
+        Ok(())
+    }
+}
+
+fn no_place(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "{} has no place for the record of a move: only files and memory can be migrated so far",
+            path.display()
+        ),
+    )
+}

@@ -1,0 +1,149 @@
+//! The streams to the leechers.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::runner::Input;
+use crate::migrate::protocol::{BlockSet, MigrationId, ToSeeder};
+use crate::migrate::wire_form;
+use crate::net::{Arrival, MessageReceiver, MessageSender};
+use crate::wire::migration as wire;
+
+/// How many leechers may be connected.
+const LINKS_MAX: usize = 64;
+
+/// How many messages may wait to be sent to one. What does not fit is lost, and asked for again.
+const MESSAGES_MAX: usize = 64;
+
+/// How many migrations a leecher may speak of: its own, and that of an earlier process of it.
+const MIGRATIONS_MAX: usize = 4;
+
+/// What is kept for a leecher that is away is dropped after this time.
+const AWAY_AFTER: Duration = Duration::from_secs(600);
+
+type Outgoing = (wire::ToLeecher, Option<BlockSet>);
+
+#[derive(Debug)]
+struct Link {
+    outgoing: mpsc::Sender<Outgoing>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Who is where.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    next: u64,
+    links: HashMap<u64, Link>,
+    routes: HashMap<MigrationId, u64>,
+    away: Vec<(MigrationId, Instant)>,
+}
+
+impl Links {
+    /// Takes a new leecher in.
+    pub(super) fn add(&mut self, arrival: Arrival, inputs: &mpsc::Sender<Input>) {
+        if self.links.len() >= LINKS_MAX {
+            tracing::warn!(peer = %arrival.peer, "there are {LINKS_MAX} leechers; one is sent away");
+            return;
+        }
+        let number = self.next;
+        self.next += 1;
+        let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
+        let receiving = tokio::spawn(receive(arrival.receiver, number, inputs.clone()));
+        let sending = tokio::spawn(send(arrival.sender, to_send));
+        let tasks = [receiving.abort_handle(), sending.abort_handle()];
+        self.links.insert(number, Link { outgoing, tasks });
+    }
+
+    /// A message came from this link. False: the leecher speaks of too many migrations.
+    pub(super) fn heard(&mut self, link: u64, message: &ToSeeder) -> bool {
+        if !self.links.contains_key(&link) {
+            return true;
+        }
+        let migration = migration_of(message);
+        self.away.retain(|(other, _)| *other != migration);
+        self.routes.insert(migration, link);
+        self.of_link(link).count() <= MIGRATIONS_MAX
+    }
+
+    fn of_link(&self, link: u64) -> impl Iterator<Item = MigrationId> + '_ {
+        let routes = self.routes.iter();
+        routes.filter_map(move |(migration, at)| (*at == link).then_some(*migration))
+    }
+
+    /// The link is gone. Gives the migrations that it was the way to.
+    pub(super) fn remove(&mut self, link: u64) -> Vec<MigrationId> {
+        let lost: Vec<_> = self.of_link(link).collect();
+        for migration in &lost {
+            self.routes.remove(migration);
+            self.away.push((*migration, Instant::now() + AWAY_AFTER));
+        }
+        self.links.remove(&link);
+        lost
+    }
+
+    /// Sends a message, if there is a way.
+    pub(super) fn send(&self, to: MigrationId, message: Outgoing) {
+        let link = self.routes.get(&to).and_then(|link| self.links.get(link));
+        if let Some(link) = link
+            && link.outgoing.try_send(message).is_err()
+        {
+            tracing::debug!(?to, "a message to a leecher is lost");
+        }
+    }
+
+    /// Waits for a leecher to have been away for too long. May be cancelled.
+    pub(super) async fn away(&mut self) -> MigrationId {
+        let Some((migration, due)) = self.away.first().copied() else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep_until(due).await;
+        self.away.remove(0);
+        migration
+    }
+}
+
+async fn receive(mut receiver: MessageReceiver, link: u64, inputs: mpsc::Sender<Input>) {
+    loop {
+        let input = match receiver.receive().await {
+            Ok((message, blocks)) => Input::Said(link, wire_form::from_leecher(message, blocks)),
+            Err(error) => Input::Gone(link, error),
+        };
+        let is_last = matches!(input, Input::Gone(..));
+        if inputs.send(input).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+async fn send(mut sender: MessageSender, mut to_send: mpsc::Receiver<Outgoing>) {
+    while let Some((message, blocks)) = to_send.recv().await {
+        let blocks = blocks.as_ref().map(BlockSet::as_treemap);
+        // The other half sees the end, too.
+        if sender.send(&message, blocks).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn migration_of(message: &ToSeeder) -> MigrationId {
+    match message {
+        ToSeeder::Leech { migration, .. } | ToSeeder::Leave { migration } => *migration,
+        ToSeeder::Round { session, .. } => session.migration,
+        ToSeeder::Prepare { attempt, .. }
+        | ToSeeder::Commit { attempt, .. }
+        | ToSeeder::Abort { attempt }
+        | ToSeeder::Ask { attempt }
+        | ToSeeder::Prove { attempt, .. }
+        | ToSeeder::Release { attempt } => attempt.migration(),
+    }
+}

@@ -1,0 +1,313 @@
+//! The task that has the seeder's machine.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Instant;
+
+use super::links::Links;
+use super::store::{Noting, SourceStore};
+use super::{INPUTS_MAX, Order, SourceHooks, SourceParts, SourceStatus};
+use crate::Error;
+use crate::migrate::protocol::{
+    AttemptId, Hook, Seeder, SeederAction, SeederEvent, SeederNotice, SeederTimer, ToSeeder,
+};
+use crate::migrate::record_keeper::RecordKeeper;
+use crate::migrate::timers::Timers;
+use crate::migrate::wire_form;
+use crate::net::Arrival;
+use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
+use crate::volume::{ByteOffset, Volume};
+
+/// What the task waits for.
+pub(super) enum Input {
+    /// A leecher said something.
+    Said(u64, ToSeeder),
+    /// Its stream ended.
+    Gone(u64, Error),
+    /// Something that was begun has ended.
+    Ended(SeederEvent),
+    /// The same, for a record.
+    Recorded(Box<RecordKeeper>, SeederEvent),
+}
+
+/// See the module.
+pub(super) struct Runner {
+    machine: Seeder,
+    volume: Option<Arc<Volume>>,
+    store: SourceStore,
+    noting: Noting,
+    records: RecordKeeper,
+    arrivals: mpsc::Receiver<Arrival>,
+    links: Links,
+    hooks: SourceHooks,
+    timers: Timers<SeederTimer>,
+    inputs: mpsc::Receiver<Input>,
+    input: mpsc::Sender<Input>,
+    hold: Option<(Instant, JoinHandle<()>)>,
+    told: Box<dyn FnMut(SeederNotice) + Send>,
+    status: watch::Sender<SourceStatus>,
+}
+
+impl Runner {
+    pub(super) fn new(
+        machine: Seeder,
+        parts: SourceParts,
+        status: watch::Sender<SourceStatus>,
+    ) -> Self {
+        let all = parts.resource.geometry.resource_bytes();
+        let all = BlockRange::touched(ByteOffset(0), all);
+        let backend = parts.resource.as_async();
+        let (input, inputs) = mpsc::channel(INPUTS_MAX);
+        let moved_to = machine.moved();
+        status.send_modify(|status| {
+            status.moved_to = moved_to.map(|record| (record.to.clone(), record.epoch.0));
+        });
+        Self {
+            machine,
+            store: SourceStore::new(parts.volume.clone(), backend, all),
+            volume: parts.volume,
+            noting: Noting::default(),
+            records: parts.records,
+            arrivals: parts.arrivals,
+            links: Links::default(),
+            hooks: parts.hooks,
+            timers: Timers::default(),
+            inputs,
+            input,
+            hold: None,
+            told: parts.told,
+            status,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        loop {
+            tokio::select! {
+                Some(arrival) = self.arrivals.recv() => self.links.add(arrival, &self.input),
+                Some(input) = self.inputs.recv() => self.take(input).await,
+                Some(order) = orders.recv() => match order {
+                    Order::Abort => self.handle(SeederEvent::Abort).await,
+                },
+                timer = self.timers.next() => self.handle(SeederEvent::Timer(timer)).await,
+                away = self.links.away() => self.handle(SeederEvent::Away(away)).await,
+                else => return,
+            }
+        }
+    }
+
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Said(link, message) => {
+                if !self.links.heard(link, &message) {
+                    tracing::warn!("a leecher speaks of too many migrations, and is sent away");
+                    return self.lose(link).await;
+                }
+                self.handle(SeederEvent::Message(message)).await;
+            }
+            Input::Gone(link, error) => {
+                tracing::debug!(error = error.chain(), "a leecher is gone");
+                self.lose(link).await;
+            }
+            Input::Ended(event) => self.handle(event).await,
+            Input::Recorded(records, event) => {
+                self.records = *records;
+                self.handle(event).await;
+            }
+        }
+    }
+
+    async fn lose(&mut self, link: u64) {
+        for migration in self.links.remove(link) {
+            self.handle(SeederEvent::Disconnected(migration)).await;
+        }
+    }
+
+    async fn handle(&mut self, event: SeederEvent) {
+        tracing::trace!(?event, "seeder");
+        for action in self.machine.handle(event) {
+            tracing::trace!(?action, "seeder");
+            self.carry_out(action).await;
+        }
+        let (leechers, finalizing) = (self.noting.leechers(), self.machine.finalizing());
+        self.status.send_if_modified(|status| {
+            let finalizing = finalizing.map(str::to_owned);
+            let changed = status.leechers != leechers || status.finalizing != finalizing;
+            (status.leechers, status.finalizing) = (leechers, finalizing);
+            changed
+        });
+    }
+
+    async fn carry_out(&mut self, action: SeederAction) {
+        match action {
+            SeederAction::Send(to, message) => {
+                let held = self.hold.as_ref().map(|(since, _)| since.elapsed());
+                let held_us = held.map_or(0, |held| held.as_micros() as u64);
+                let message = wire_form::to_leecher(message, held_us);
+                self.links.send(to, message);
+            }
+            // The leecher reads them.
+            SeederAction::SendBytes(..) => {}
+            SeederAction::Track(session) => self.noting.begin(&self.store, session),
+            SeederAction::EndTracking(migration) => self.noting.end(migration),
+            SeederAction::Collect(session) => {
+                let collecting = self.noting.collect(&self.store, session);
+                let (store, proving) = (self.store.clone(), self.noting.proving());
+                let input = self.input.clone();
+                tokio::spawn(async move {
+                    let blocks = collecting.await;
+                    let event = SeederEvent::Collected { session, blocks };
+                    let _ = input.send(Input::Ended(event)).await;
+                    if let Some(proving) = proving
+                        && let Err(error) = store.catch_up(&proving).await
+                    {
+                        tracing::debug!(error, "cannot read back");
+                    }
+                });
+            }
+            SeederAction::CallHook(attempt, hook) => self.call(attempt, hook),
+            SeederAction::Hold(attempt) => self.begin_hold(attempt),
+            SeederAction::Sync { attempt, prove } => {
+                let syncing = self.noting.sync(&self.store, attempt, prove);
+                self.begin(async move {
+                    let (blocks, result) = syncing.await;
+                    SeederEvent::Synced {
+                        attempt,
+                        blocks,
+                        result,
+                    }
+                });
+            }
+            SeederAction::Resume => {
+                self.end_hold().await;
+                if let Some(volume) = &self.volume {
+                    volume.watch().resume();
+                }
+            }
+            SeederAction::WriteCommit(record) => {
+                self.record(
+                    move |records| records.write_commit(record),
+                    SeederEvent::CommitWritten,
+                );
+            }
+            SeederAction::EraseCommit => {
+                self.record(RecordKeeper::restore, SeederEvent::CommitErased);
+            }
+            SeederAction::Fail => {
+                if let Some(volume) = &self.volume {
+                    volume.watch().close_moved();
+                }
+                self.end_hold().await;
+            }
+            SeederAction::RemoveDevice => {
+                self.status
+                    .send_modify(|status| status.remove_device = true);
+            }
+            // Only post-copy asks for it.
+            SeederAction::Prove(attempt, _) => {
+                let event = SeederEvent::Proved {
+                    attempt,
+                    proof: None,
+                };
+                self.begin(async move { event });
+            }
+            SeederAction::Arm(timer, after) => self.timers.arm(timer, after),
+            SeederAction::Tell(notice) => {
+                self.status.send_modify(|status| match &notice {
+                    SeederNotice::Moved(record) => {
+                        status.moved_to = Some((record.to.clone(), record.epoch.0));
+                    }
+                    SeederNotice::Released => status.released = true,
+                    _ => {}
+                });
+                (self.told)(notice);
+            }
+        }
+    }
+
+    /// Does something that takes time.
+    fn begin(&self, work: impl Future<Output = SeederEvent> + Send + 'static) {
+        let input = self.input.clone();
+        tokio::spawn(async move {
+            let event = work.await;
+            let _ = input.send(Input::Ended(event)).await;
+        });
+    }
+
+    fn record(
+        &self,
+        write: impl FnOnce(&mut RecordKeeper) -> crate::Result<()> + Send + 'static,
+        event: impl FnOnce(Result<(), String>) -> SeederEvent + Send + 'static,
+    ) {
+        let (input, mut records) = (self.input.clone(), self.records.clone());
+        tokio::spawn(async move {
+            let written = spawn_blocking(move || {
+                let result = write(&mut records).map_err(|error| error.chain());
+                (records, result)
+            });
+            // It ends early only with the runtime.
+            if let Ok((records, result)) = written.await {
+                let _ = input
+                    .send(Input::Recorded(Box::new(records), event(result)))
+                    .await;
+            }
+        });
+    }
+
+    fn call(&self, attempt: AttemptId, hook: Hook) {
+        let hooks = self.hooks.clone();
+        let (store, proving) = (self.store.clone(), self.noting.proving());
+        self.begin(async move {
+            if hook == Hook::BeforeSync {
+                store.prepare(proving).await;
+            }
+            let called = spawn_blocking(move || match hook {
+                Hook::BeforeSync => hooks.before_sync.map_or(Ok(()), |call| call()),
+                Hook::AfterSync(blocks) => {
+                    let bytes = blocks * BLOCK_BYTES;
+                    hooks.after_sync.map_or(Ok(()), |call| call(bytes))
+                }
+                Hook::BeforeClose => hooks.before_close.map_or(Ok(()), |call| call()),
+            });
+            let result = called.await.unwrap_or_else(|panic| Err(panic.to_string()));
+            SeederEvent::HookEnded {
+                attempt,
+                hook,
+                result,
+            }
+        });
+    }
+
+    /// Requests wait when this returns.
+    fn begin_hold(&mut self, attempt: AttemptId) {
+        let Some(volume) = self.volume.clone() else {
+            return self.begin(async move { SeederEvent::Held(attempt) });
+        };
+        let input = self.input.clone();
+        let mut holding: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+            volume.watch().hold().await;
+            let _ = input.send(Input::Ended(SeederEvent::Held(attempt))).await;
+        });
+        let since = Instant::now();
+        // It has to have begun before anything else is done: a `Resume` comes after it.
+        let at_once = holding
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        let task = match at_once {
+            Poll::Ready(()) => tokio::spawn(async {}),
+            Poll::Pending => tokio::spawn(holding),
+        };
+        self.hold = Some((since, task));
+    }
+
+    /// Nothing waits for the hold any more.
+    async fn end_hold(&mut self) {
+        if let Some((_, task)) = self.hold.take() {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}

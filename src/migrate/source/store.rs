@@ -1,0 +1,201 @@
+//! What the seeder knows of its own store: which blocks change, for each leecher, and the proof.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::AsyncBackend;
+use crate::migrate::protocol::{AttemptId, BlockSet, MigrationId, Proof, SessionId};
+use crate::migrate::prover::Prover;
+use crate::volume::Volume;
+use crate::volume::geometry::BlockRange;
+use crate::volume::watch::Tracker;
+
+/// What is noted for one who asks: nothing yet, what its tracker has, or, where there is none for it,
+/// that everything may have changed.
+enum Noted {
+    Nothing,
+    By(Tracker),
+    Everything,
+}
+
+type SharedNoted = Arc<Mutex<Noted>>;
+
+/// See the module. Copies are of the same store.
+#[derive(Clone)]
+pub(super) struct SourceStore {
+    volume: Option<Arc<Volume>>,
+    backend: Arc<dyn AsyncBackend>,
+    all: BlockRange,
+}
+
+/// What is noted for the leechers, and for the proof.
+#[derive(Default)]
+pub(super) struct Noting {
+    sessions: HashMap<MigrationId, (SessionId, SharedNoted)>,
+    /// From the first leecher to the last.
+    proving: Option<Proving>,
+}
+
+/// The proof, and what changed since it was caught up with. Who has its lock is the only one who reads
+/// back.
+#[derive(Clone)]
+pub(super) struct Proving {
+    prover: Prover,
+    noted: SharedNoted,
+}
+
+impl SourceStore {
+    pub(super) fn new(
+        volume: Option<Arc<Volume>>,
+        backend: Arc<dyn AsyncBackend>,
+        all: BlockRange,
+    ) -> Self {
+        Self {
+            volume,
+            backend,
+            all,
+        }
+    }
+
+    /// Notes from now on. What is collected waits until that has begun.
+    fn note(&self) -> SharedNoted {
+        let noted = Arc::new(Mutex::new(Noted::Nothing));
+        let Some(volume) = self.volume.clone() else {
+            return noted;
+        };
+        if let Ok(mut beginning) = Arc::clone(&noted).try_lock_owned() {
+            tokio::spawn(async move {
+                *beginning = match volume.watch().track().await {
+                    Ok(tracker) => Noted::By(tracker),
+                    Err(error) => {
+                        tracing::warn!(error = error.chain(), "every block counts as changed");
+                        Noted::Everything
+                    }
+                };
+            });
+        }
+        noted
+    }
+
+    async fn collect(&self, noted: &SharedNoted, mut each: impl FnMut(BlockRange)) {
+        match &*noted.lock().await {
+            Noted::Nothing => {}
+            Noted::By(tracker) => tracker.collect_each(each),
+            Noted::Everything => each(self.all),
+        }
+    }
+
+    async fn collected(&self, noted: &SharedNoted) -> BlockSet {
+        let mut blocks = BlockSet::new();
+        self.collect(noted, |range| blocks.insert(range)).await;
+        blocks
+    }
+
+    /// Does before a hold what would take longer during it.
+    pub(super) async fn prepare(&self, proving: Option<Proving>) {
+        if let Err(error) = self.backend.flush().await {
+            // The flush of the hold says so.
+            tracing::debug!(%error, "cannot flush");
+        }
+        if let Some(proving) = proving
+            && let Err(error) = self.catch_up(&proving).await
+        {
+            tracing::debug!(error, "cannot read back");
+        }
+    }
+
+    /// Reads back what has changed.
+    pub(super) async fn catch_up(&self, proving: &Proving) -> Result<(), String> {
+        let Proving { prover, noted } = proving;
+        self.collect(noted, |range| prover.change(range)).await;
+        prover.catch_up().await.map_err(|error| error.to_string())
+    }
+
+    /// Durable, with what changed since the last collection and the proof if one is wanted. Requests
+    /// are held.
+    async fn sync(
+        &self,
+        noted: Option<SharedNoted>,
+        proving: Option<Proving>,
+    ) -> (BlockSet, Result<Option<Proof>, String>) {
+        let flushed = self.backend.flush().await;
+        let blocks = match &noted {
+            Some(noted) => self.collected(noted).await,
+            None => BlockSet::of(self.all),
+        };
+        if let Err(error) = flushed {
+            return (blocks, Err(error.to_string()));
+        }
+        let Some(proving) = proving else {
+            return (blocks, Ok(None));
+        };
+        let proof = match self.catch_up(&proving).await {
+            Ok(()) => proving.prover.root().map(Some),
+            Err(text) => Err(text),
+        };
+        (blocks, proof)
+    }
+}
+
+impl Noting {
+    pub(super) fn begin(&mut self, store: &SourceStore, session: SessionId) {
+        if self.proving.is_none() {
+            self.proving = Some(Proving {
+                prover: Prover::new(store.backend.clone()),
+                noted: store.note(),
+            });
+        }
+        self.sessions
+            .insert(session.migration, (session, store.note()));
+    }
+
+    pub(super) fn end(&mut self, migration: MigrationId) {
+        self.sessions.remove(&migration);
+        if self.sessions.is_empty() {
+            self.proving = None;
+        }
+    }
+
+    pub(super) fn leechers(&self) -> usize {
+        self.sessions.len()
+    }
+
+    fn of(&self, session: SessionId) -> Option<SharedNoted> {
+        let (id, noted) = self.sessions.get(&session.migration)?;
+        (*id == session).then(|| Arc::clone(noted))
+    }
+
+    pub(super) fn proving(&self) -> Option<Proving> {
+        self.proving.clone()
+    }
+
+    /// What the session has not been told of yet.
+    pub(super) fn collect(
+        &self,
+        store: &SourceStore,
+        session: SessionId,
+    ) -> impl Future<Output = BlockSet> + Send + use<> {
+        let (noted, store) = (self.of(session), store.clone());
+        async move {
+            match noted {
+                Some(noted) => store.collected(&noted).await,
+                None => BlockSet::of(store.all),
+            }
+        }
+    }
+
+    /// See [`SourceStore::sync`].
+    pub(super) fn sync(
+        &self,
+        store: &SourceStore,
+        attempt: AttemptId,
+        prove: bool,
+    ) -> impl Future<Output = (BlockSet, Result<Option<Proof>, String>)> + Send + use<> {
+        let noted = self.of(attempt.session);
+        let proving = self.proving.clone().filter(|_| prove);
+        let store = store.clone();
+        async move { store.sync(noted, proving).await }
+    }
+}
