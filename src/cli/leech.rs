@@ -63,7 +63,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "URL")]
     store: StoreUrl,
 
-    /// The name under which it runs; one that follows from the volume unless given
+    /// The name under which it runs; one that follows from the store unless given
     #[arg(long)]
     name: Option<Name>,
 
@@ -111,7 +111,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             return Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what)));
         }
     };
-    let place = ops::place(args.name.as_ref(), &ticket.url(), &args.store.canonical())?;
+    let shown = args.store.to_string();
+    let place = ops::place(args.name.as_ref(), &shown, &args.store.canonical())?;
     if place.left_over.is_some() {
         let name = place.claim.name();
         let what = format!(

@@ -18,6 +18,9 @@ use super::super::signals::Signals;
 /// How long what is just being decided may take to be when it is told to end.
 const DECISION_WAIT: Duration = Duration::from_secs(10);
 
+/// How long the new owner may take to hear that it is not needed any more, and to go.
+const FAREWELL_WAIT: Duration = Duration::from_secs(3);
+
 /// A seeder with all that belongs to it. Without a device it only answers the new owner.
 pub(super) struct Seeding {
     pub(super) source: Source,
@@ -79,6 +82,9 @@ impl Seeding {
                 self.remove().await?;
             }
             if now.released {
+                // It is told so, and then goes.
+                let gone = status.wait_for(|status| status.connected == 0);
+                let _ = tokio::time::timeout(FAREWELL_WAIT, gone).await;
                 return Ok(());
             }
             let event = tokio::select! {

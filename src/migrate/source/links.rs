@@ -64,6 +64,11 @@ impl Links {
         self.links.insert(number, Link { outgoing, tasks });
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.links.len()
+    }
+
     /// A message came from this link. False: the leecher speaks of too many migrations.
     pub(super) fn heard(&mut self, link: u64, message: &ToSeeder) -> bool {
         if !self.links.contains_key(&link) {

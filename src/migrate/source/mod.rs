@@ -67,6 +67,8 @@ pub struct SourceParts {
 pub struct SourceStatus {
     /// How many leechers there are.
     pub leechers: usize,
+    /// How many of these, and of new owners, are connected.
+    pub connected: usize,
     /// Who finalizes.
     pub finalizing: Option<String>,
     /// To whom the volume has moved, and in which epoch.

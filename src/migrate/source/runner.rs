@@ -87,7 +87,10 @@ impl Runner {
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         loop {
             tokio::select! {
-                Some(arrival) = self.arrivals.recv() => self.links.add(arrival, &self.input),
+                Some(arrival) = self.arrivals.recv() => {
+                    self.links.add(arrival, &self.input);
+                    self.show();
+                }
                 Some(input) = self.inputs.recv() => self.take(input).await,
                 Some(order) = orders.recv() => match order {
                     Order::Abort => self.handle(SeederEvent::Abort).await,
@@ -124,6 +127,7 @@ impl Runner {
         for migration in self.links.remove(link) {
             self.handle(SeederEvent::Disconnected(migration)).await;
         }
+        self.show();
     }
 
     async fn handle(&mut self, event: SeederEvent) {
@@ -132,11 +136,17 @@ impl Runner {
             tracing::trace!(?action, "seeder");
             self.carry_out(action).await;
         }
-        let (leechers, finalizing) = (self.noting.leechers(), self.machine.finalizing());
+        self.show();
+    }
+
+    fn show(&self) {
+        let (leechers, connected) = (self.noting.leechers(), self.links.len());
+        let finalizing = self.machine.finalizing().map(str::to_owned);
         self.status.send_if_modified(|status| {
-            let finalizing = finalizing.map(str::to_owned);
-            let changed = status.leechers != leechers || status.finalizing != finalizing;
-            (status.leechers, status.finalizing) = (leechers, finalizing);
+            let before = (status.leechers, status.connected, &status.finalizing);
+            let changed = before != (leechers, connected, &finalizing);
+            (status.leechers, status.connected) = (leechers, connected);
+            status.finalizing = finalizing;
             changed
         });
     }

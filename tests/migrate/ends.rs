@@ -1,0 +1,264 @@
+//! A seeder and a leecher as processes of their own, over loopback.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use blockferry::device;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long the volume is, in bytes: not a whole number of the leaves of a proof.
+pub(crate) const SIZE: u64 = (8 << 20) + 12288;
+
+/// Folders of its own for both hosts.
+pub(crate) struct World {
+    directory: TempDir,
+}
+
+/// A `seed` or a `leech` that runs; killed when the test ends.
+pub(crate) struct End {
+    pub(crate) child: Child,
+    stdout: BufReader<ChildStdout>,
+    stderr: PathBuf,
+    pub(crate) device: PathBuf,
+    /// What the second line says: the ticket, or the downtime.
+    pub(crate) second: String,
+}
+
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+impl World {
+    /// With a volume at `a.img`, of which a part is holes. `None`, with the reason on standard error, where
+    /// no device can be made.
+    pub(crate) fn new() -> Option<Self> {
+        if let Err(error) = device::choose(None) {
+            eprintln!("skipped: {}", error.chain());
+            return None;
+        }
+        let world = Self {
+            directory: tempfile::tempdir().expect("directory"),
+        };
+        let volume = File::create(world.path("a.img")).expect("made");
+        volume.set_len(SIZE).expect("sized");
+        for block in (0..SIZE / 4096).filter(|block| block % 64 < 40) {
+            let bytes: Vec<u8> = (0..512u64)
+                .flat_map(|word| (block << 16 | word).to_le_bytes())
+                .collect();
+            volume.write_all_at(&bytes, block * 4096).expect("written");
+        }
+        Some(world)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn url(&self, file: &str) -> String {
+        format!("file:{}", self.path(file).display())
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blockferry"));
+        command
+            .args(args)
+            .env("BLOCKFERRY_RUN_DIR", self.path("run"))
+            .env("XDG_STATE_HOME", self.path("state-home"))
+            .env_remove("RUST_LOG")
+            .env_remove("BLOCKFERRY_TICKET")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it and gives what it wrote to standard output.
+    pub(crate) fn succeeds(&self, args: &[&str]) -> String {
+        let output = self.command(args).output().expect("started");
+        assert!(output.status.success(), "{args:?}: {}", said(&output));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Runs it; it fails, and says all `parts` on standard error.
+    pub(crate) fn fails(&self, args: &[&str], parts: &[&str]) {
+        let output = self.command(args).output().expect("started");
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{args:?}: no `{part}` in {said}");
+        }
+    }
+
+    fn begin(&self, args: &[&str], log: &str) -> End {
+        let stderr = self.path(log);
+        let mut child = self
+            .command(args)
+            .stdout(Stdio::piped())
+            .stderr(
+                File::options()
+                    .create(true)
+                    .append(true)
+                    .open(&stderr)
+                    .expect("made"),
+            )
+            .spawn()
+            .expect("started");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        End {
+            child,
+            stdout,
+            stderr,
+            device: PathBuf::new(),
+            second: String::new(),
+        }
+    }
+
+    /// Seeds a file, under the name `seeder`, at a free port or where the ticket says.
+    pub(crate) fn seed(&self, file: &str, args: &[&str]) -> End {
+        let ticket = std::fs::read_to_string(self.path("ticket")).unwrap_or_default();
+        let address = ticket.trim_start_matches("blockferry://").split('/').next();
+        let listen = address
+            .filter(|text| !text.is_empty())
+            .unwrap_or("127.0.0.1:0");
+        let (url, ticket) = (self.url(file), self.path("ticket").display().to_string());
+        let state = self.path("state").display().to_string();
+        let fixed = [
+            "seed",
+            &url,
+            "--listen",
+            listen,
+            "--name",
+            "seeder",
+            "--device",
+            "fuse",
+            "--ticket-file",
+            &ticket,
+            "--state-dir",
+            &state,
+            "-v",
+        ];
+        self.begin(&[&fixed, args].concat(), "seed.log")
+    }
+
+    /// Leeches into a file, or memory, under the name `leecher`.
+    pub(crate) fn leech(&self, store: &str, args: &[&str]) -> End {
+        let ticket = format!("@{}", self.path("ticket").display());
+        let fixed = [
+            "leech",
+            &ticket,
+            "--store",
+            store,
+            "--name",
+            "leecher",
+            "--device",
+            "fuse",
+            "--host-name",
+            "host-b",
+            "-v",
+        ];
+        self.begin(&[&fixed, args].concat(), "leech.log")
+    }
+
+    /// What an end says of the migration.
+    pub(crate) fn status(&self, name: &str) -> Option<Value> {
+        let output = self
+            .command(&["migrate", "status", name, "--json"])
+            .output()
+            .expect("started");
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// Waits until the leecher has pulled so many rounds.
+    pub(crate) fn until_rounds(&self, rounds: u64) {
+        until("rounds are pulled", || {
+            let status = self.status("leecher");
+            status.is_some_and(|status| status["rounds"].as_u64() >= Some(rounds))
+        });
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // What was killed has left its device, by which the folders are in use.
+        for name in ["seeder", "leecher", "disk"] {
+            let _ = self
+                .command(&["stop", "--force", name])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+impl End {
+    /// Waits for the two lines: the device, and what else there is to say.
+    pub(crate) fn wait_until_ready(mut self) -> Self {
+        self.device = PathBuf::from(self.line());
+        assert!(self.device.exists(), "{:?}: {}", self.device, self.log());
+        self.second = self.line();
+        self
+    }
+
+    /// The next line of what it says.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("read");
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.stderr).expect("read")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("sent");
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn crash(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("waited");
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        until("it ends", || {
+            self.child.try_wait().expect("waited").is_some()
+        });
+        self.child.wait().expect("waited").code()
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}:\n{}", self.stderr.display(), self.log());
+        }
+    }
+}
+
+/// Whether two files have the same bytes.
+pub(crate) fn are_equal(one: &Path, other: &Path) -> bool {
+    std::fs::read(one).expect("read") == std::fs::read(other).expect("read")
+}

@@ -1,0 +1,206 @@
+//! Something goes wrong: there is one owner afterwards, with every write.
+
+use nix::sys::signal::Signal;
+
+use super::ends::{World, are_equal, until};
+use super::writer::{Writer, Written};
+
+/// A hook that kills the process whose number is in a file.
+fn kill_hook(world: &World, file: &str, signal: &str) -> String {
+    format!("kill -{signal} $(cat {})", world.path(file).display())
+}
+
+#[test]
+fn an_abort_at_either_end_leaves_the_application_as_it_was() {
+    let Some(world) = World::new() else { return };
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    for aborted in ["leecher", "seeder"] {
+        let mut leecher = world.leech(&world.url("b.img"), &["--finalize", "manual"]);
+        world.until_rounds(2);
+        world.succeeds(&["abort", aborted]);
+        assert_eq!(leecher.ended(), Some(1), "{}", leecher.log());
+        let why = format!("given up at the {aborted}");
+        assert!(leecher.log().contains(&why), "{}", leecher.log());
+        writer.until_it_has_written(50);
+    }
+    let store = world.url("b.img");
+    world.fails(&["mount", &store, "--device", "fuse"], &["on its way here"]);
+    writer.stop().is_on(&seeder.device);
+    world.succeeds(&["stop", "seeder"]);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+    let volume = world.url("a.img");
+    let mut mount = world
+        .command(&[
+            "mount", &volume, "--device", "fuse", "--name", "disk", "--detach",
+        ])
+        .spawn()
+        .expect("started");
+    assert!(mount.wait().expect("waited").success());
+}
+
+#[test]
+fn a_leecher_that_is_killed_costs_nothing_but_time() {
+    let Some(world) = World::new() else { return };
+    let hook = kill_hook(&world, "leecher.pid", "KILL");
+    let once = format!(
+        "test -e {0} && {{ mv {0} {0}.once; {1}; }} || true",
+        world.path("leecher.pid").display(),
+        hook.replace("leecher.pid", "leecher.pid.once")
+    );
+    let mut seeder = world
+        .seed("a.img", &["--on-after-sync", &once])
+        .wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let store = world.url("b.img");
+    let mut leecher = world.leech(&store, &["--finalize", "manual"]);
+    world.until_rounds(1);
+    leecher.crash();
+    writer.until_it_has_written(50);
+
+    // While requests are held.
+    let mut leecher = world.leech(&store, &["--finalize", "manual"]);
+    std::fs::write(world.path("leecher.pid"), leecher.pid().to_string()).expect("written");
+    world.until_rounds(1);
+    world.succeeds(&["finalize", "leecher"]);
+    assert_eq!(leecher.ended(), None, "it is killed");
+    writer.until_it_has_written(50);
+    until("the seeder goes on", || {
+        seeder.log().contains("requests go on here")
+    });
+
+    let leecher = world.leech(&store, &[]).wait_until_ready();
+    writer.failed().is_on(&leecher.device);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+    assert!(are_equal(&world.path("a.img"), &world.path("b.img")));
+}
+
+#[test]
+fn a_leecher_that_is_killed_when_the_volume_has_moved_has_it() {
+    let Some(world) = World::new() else { return };
+    let hook = kill_hook(&world, "leecher.pid", "KILL");
+    let mut seeder = world
+        .seed("a.img", &["--on-before-close", &hook])
+        .wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let store = world.url("b.img");
+    let mut leecher = world.leech(&store, &["--finalize", "manual"]);
+    std::fs::write(world.path("leecher.pid"), leecher.pid().to_string()).expect("written");
+    world.until_rounds(1);
+    world.succeeds(&["finalize", "leecher"]);
+    let written = writer.failed();
+    assert_eq!(leecher.ended(), None, "it is killed");
+    // It may have had a device.
+    let _ = world.command(&["stop", "leecher"]).output();
+    let mut leecher = world.leech(&store, &[]);
+    leecher.device = leecher.line().into();
+    assert!(leecher.device.exists(), "{}", leecher.log());
+    written.is_on(&leecher.device);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+}
+
+#[test]
+fn a_seeder_that_is_killed_while_it_holds_requests_has_the_volume() {
+    let Some(world) = World::new() else { return };
+    let hook = kill_hook(&world, "seeder.pid", "KILL");
+    let mut seeder = world
+        .seed("a.img", &["--on-after-sync", &hook])
+        .wait_until_ready();
+    std::fs::write(world.path("seeder.pid"), seeder.pid().to_string()).expect("written");
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let leecher = world.leech(&world.url("b.img"), &[]);
+    let written = writer.failed();
+    assert_eq!(seeder.ended(), None, "it is killed");
+
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    written.is_on(&seeder.device);
+    // The leecher has gone on by itself.
+    let leecher = leecher.wait_until_ready();
+    written.is_on(&leecher.device);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+}
+
+#[test]
+fn a_seeder_that_is_killed_when_the_volume_has_moved_answers_for_it_and_no_more() {
+    let Some(world) = World::new() else { return };
+    let hook = kill_hook(&world, "seeder.pid", "KILL");
+    let mut seeder = world
+        .seed("a.img", &["--on-before-close", &hook])
+        .wait_until_ready();
+    std::fs::write(world.path("seeder.pid"), seeder.pid().to_string()).expect("written");
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let leecher = world.leech(&world.url("b.img"), &[]);
+    let written = writer.failed();
+    assert_eq!(seeder.ended(), None, "it is killed");
+
+    let volume = world.url("a.img");
+    world.fails(
+        &["mount", &volume, "--device", "fuse"],
+        &["has moved to host-b"],
+    );
+    let mut seeder = world.seed("a.img", &[]);
+    let ticket = seeder.line();
+    assert!(
+        ticket.starts_with("blockferry://"),
+        "there is no device: {ticket}"
+    );
+    let leecher = leecher.wait_until_ready();
+    written.is_on(&leecher.device);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+}
+
+#[test]
+fn a_hold_that_takes_too_long_ends_and_the_next_one_may_do() {
+    let Some(world) = World::new() else { return };
+    let once = format!(
+        "test -e {0} || {{ touch {0}; sleep 30; }}",
+        world.path("slow").display()
+    );
+    let mut seeder = world
+        .seed("a.img", &["--hold-limit", "1", "--on-after-sync", &once])
+        .wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let leecher = world.leech("mem:", &[]).wait_until_ready();
+    writer.failed().is_on(&leecher.device);
+    assert_eq!(seeder.ended(), Some(0));
+    assert!(seeder.log().contains("--hold-limit"), "{}", seeder.log());
+}
+
+#[test]
+fn a_hook_that_fails_keeps_the_volume_where_it_is() {
+    let Some(world) = World::new() else { return };
+    let seeder = world
+        .seed("a.img", &["--on-before-sync", "exit 3"])
+        .wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let leecher = world.leech("mem:", &[]);
+    until("the hook has failed", || leecher.log().contains("exit 3"));
+    writer.until_it_has_written(50);
+    drop(leecher);
+    writer.stop().is_on(&seeder.device);
+}
+
+#[test]
+fn a_leecher_that_hangs_holds_nobody_for_ever() {
+    let Some(world) = World::new() else { return };
+    let hook = kill_hook(&world, "leecher.pid", "STOP");
+    let mut seeder = world
+        .seed("a.img", &["--hold-limit", "1", "--on-after-sync", &hook])
+        .wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let leecher = world.leech(&world.url("b.img"), &["--finalize", "manual"]);
+    std::fs::write(world.path("leecher.pid"), leecher.pid().to_string()).expect("written");
+    world.until_rounds(1);
+    world.succeeds(&["finalize", "leecher"]);
+    until("the seeder goes on", || {
+        seeder.log().contains("requests go on here")
+    });
+    writer.until_it_has_written(50);
+    std::fs::write(world.path("leecher.pid"), "none").expect("written");
+    leecher.signal(Signal::SIGCONT);
+    writer.until_it_has_written(50);
+    drop(leecher);
+    writer.stop().is_on(&seeder.device);
+    world.succeeds(&["stop", "seeder"]);
+    assert_eq!(seeder.ended(), Some(0));
+}

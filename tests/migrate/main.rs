@@ -1,0 +1,10 @@
+//! Migrations between processes, on FUSE devices: what arrives, and who has the volume after every kind
+//! of failure.
+
+#![allow(clippy::unwrap_used)]
+
+mod ends;
+mod failures;
+mod moves;
+mod refusals;
+mod writer;
