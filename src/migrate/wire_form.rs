@@ -1,11 +1,10 @@
 //! The messages of the protocol as they travel, and back.
 
-use roaring::RoaringTreemap;
-
 use super::protocol::{
     AttemptId, BlockSet, Epoch, Instance, MigrationId, Proof, Reason, SessionId, ToLeecher,
     ToSeeder, VolumeId,
 };
+use crate::net::Payload;
 use crate::wire::migration as wire;
 
 fn session(id: SessionId) -> wire::Session {
@@ -38,8 +37,11 @@ fn attempt_id(attempt: wire::Attempt) -> AttemptId {
     }
 }
 
-fn set(blocks: Option<RoaringTreemap>) -> BlockSet {
-    BlockSet::from(blocks.unwrap_or_default())
+fn set(payload: Payload) -> BlockSet {
+    match payload {
+        Payload::Blocks(blocks) => BlockSet::from(blocks),
+        Payload::Nothing | Payload::Bytes(_) => BlockSet::new(),
+    }
 }
 
 /// A message of a leecher on its way, and the blocks behind it.
@@ -99,7 +101,7 @@ pub(super) fn to_seeder(message: ToSeeder) -> (wire::ToSeeder, Option<BlockSet>)
 }
 
 /// What arrived at the seeder.
-pub(super) fn from_leecher(message: wire::ToSeeder, blocks: Option<RoaringTreemap>) -> ToSeeder {
+pub(super) fn from_leecher(message: wire::ToSeeder, payload: Payload) -> ToSeeder {
     match message {
         wire::ToSeeder::Leech { migration, name } => ToSeeder::Leech {
             migration: MigrationId(migration),
@@ -137,7 +139,7 @@ pub(super) fn from_leecher(message: wire::ToSeeder, blocks: Option<RoaringTreema
         },
         wire::ToSeeder::Prove { attempt } => ToSeeder::Prove {
             attempt: attempt_id(attempt),
-            blocks: set(blocks),
+            blocks: set(payload),
         },
         wire::ToSeeder::Release { attempt } => ToSeeder::Release {
             attempt: attempt_id(attempt),
@@ -211,8 +213,43 @@ pub(super) fn to_leecher(message: ToLeecher, held_us: u64) -> (wire::ToLeecher, 
 }
 
 /// What arrived at a leecher.
-pub(super) fn from_seeder(message: wire::ToLeecher, blocks: Option<RoaringTreemap>) -> ToLeecher {
-    match message {
+pub(super) enum FromSeeder {
+    /// A message of the protocol.
+    Message(ToLeecher),
+    /// Bytes of the blocks that an attempt is about.
+    Bytes(AttemptId, Piece),
+}
+
+/// Bytes of the volume.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Where they lie, in bytes.
+    pub(super) offset: u64,
+    /// They.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// The message before a piece.
+pub(super) fn of_piece(id: AttemptId, piece: &Piece) -> wire::ToLeecher {
+    wire::ToLeecher::Bytes {
+        attempt: attempt(id),
+        offset: piece.offset,
+        len: piece.bytes.len() as u32,
+    }
+}
+
+/// What it means.
+pub(super) fn from_seeder(message: wire::ToLeecher, payload: Payload) -> FromSeeder {
+    FromSeeder::Message(match message {
+        wire::ToLeecher::Bytes {
+            attempt, offset, ..
+        } => {
+            let bytes = match payload {
+                Payload::Bytes(bytes) => bytes,
+                Payload::Nothing | Payload::Blocks(_) => Vec::new(),
+            };
+            return FromSeeder::Bytes(attempt_id(attempt), Piece { offset, bytes });
+        }
         wire::ToLeecher::Welcome {
             session,
             volume,
@@ -232,11 +269,11 @@ pub(super) fn from_seeder(message: wire::ToLeecher, blocks: Option<RoaringTreema
         wire::ToLeecher::Round { session, number } => ToLeecher::Round {
             session: session_id(session),
             number,
-            blocks: set(blocks),
+            blocks: set(payload),
         },
         wire::ToLeecher::Dirty { attempt, proof, .. } => ToLeecher::Dirty {
             attempt: attempt_id(attempt),
-            blocks: set(blocks),
+            blocks: set(payload),
             proof: proof.map(Proof),
         },
         wire::ToLeecher::Committed { attempt } => ToLeecher::Committed {
@@ -253,7 +290,7 @@ pub(super) fn from_seeder(message: wire::ToLeecher, blocks: Option<RoaringTreema
         wire::ToLeecher::Released { attempt } => ToLeecher::Released {
             attempt: attempt_id(attempt),
         },
-    }
+    })
 }
 
 fn reason_on_its_way(reason: Reason) -> wire::Reason {

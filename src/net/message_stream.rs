@@ -2,16 +2,19 @@
 
 use std::net::SocketAddr;
 
-use quinn::{RecvStream, SendStream};
+use quinn::{RecvStream, SendStream, WriteError};
 use roaring::RoaringTreemap;
 use tokio::sync::mpsc;
 
+use super::body::{BodyFault, read_body};
 use super::control_stream::{ControlError, read_message, write_message};
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::wire::WireError;
+use crate::wire::codec::Codecs;
 use crate::wire::migration::{
     MigrationMessage, SET_PREFIX_BYTES, decode_set, encode_set, set_bytes,
 };
+use crate::wire::segment::runs;
 use crate::{Error, ErrorKind, Result};
 
 /// Before all requests, and behind the control stream.
@@ -32,6 +35,17 @@ pub struct MessageSender(SendStream);
 pub struct MessageReceiver {
     recv: RecvStream,
     volume_blocks: u64,
+}
+
+/// What goes with a message.
+#[derive(Debug, PartialEq)]
+pub enum Payload {
+    /// Nothing does.
+    Nothing,
+    /// A set of blocks of the volume.
+    Blocks(RoaringTreemap),
+    /// Bytes of the volume.
+    Bytes(Vec<u8>),
 }
 
 /// A leecher that has just opened its stream.
@@ -91,24 +105,49 @@ impl MessageSender {
         }
         Ok(())
     }
+
+    /// Sends a message that bytes go with.
+    ///
+    /// # Errors
+    /// `Unreachable` when the connection has ended.
+    pub async fn send_bytes<M: MigrationMessage>(
+        &mut self,
+        message: &M,
+        bytes: &[u8],
+    ) -> Result<()> {
+        debug_assert_eq!(message.carries_bytes(), u32::try_from(bytes.len()).ok());
+        write_message(&mut self.0, message).await.map_err(explain)?;
+        let sent = async {
+            for (segment, range) in runs(bytes) {
+                self.0.write_all(&segment.encode()).await?;
+                if !segment.is_zeros() {
+                    self.0.write_all(&bytes[range]).await?;
+                }
+            }
+            Ok::<(), WriteError>(())
+        };
+        sent.await.map_err(|_| explain(ControlError::Ended))
+    }
 }
 
 impl MessageReceiver {
-    /// The next message, with the blocks that go with it. It may not be called again after it was
-    /// cancelled.
+    /// The next message, with what goes with it. It may not be called again after it was cancelled.
     ///
     /// # Errors
     /// `Unreachable` when the connection has ended, `Protocol` for what makes no sense.
-    pub async fn receive<M: MigrationMessage>(&mut self) -> Result<(M, Option<RoaringTreemap>)> {
+    pub async fn receive<M: MigrationMessage>(&mut self) -> Result<(M, Payload)> {
         self.receive_or_end().await.map_err(explain)
     }
 
-    async fn receive_or_end<M: MigrationMessage>(
-        &mut self,
-    ) -> Result<(M, Option<RoaringTreemap>), ControlError> {
+    async fn receive_or_end<M: MigrationMessage>(&mut self) -> Result<(M, Payload), ControlError> {
         let message: M = read_message(&mut self.recv).await?;
+        if let Some(len) = message.carries_bytes() {
+            let mut bytes = vec![0; len as usize];
+            read_body(&mut self.recv, &mut bytes, Codecs::default()).await?;
+            return Ok((message, Payload::Bytes(bytes)));
+        }
         if !message.carries_blocks() {
-            return Ok((message, None));
+            return Ok((message, Payload::Nothing));
         }
         let mut prefix = [0; SET_PREFIX_BYTES];
         self.recv.read_exact(&mut prefix).await?;
@@ -120,7 +159,16 @@ impl MessageReceiver {
             self.recv.read_exact(&mut bytes[from..]).await?;
         }
         let blocks = decode_set(&bytes, self.volume_blocks)?;
-        Ok((message, Some(blocks)))
+        Ok((message, Payload::Blocks(blocks)))
+    }
+}
+
+impl From<BodyFault> for ControlError {
+    fn from(fault: BodyFault) -> Self {
+        match fault {
+            BodyFault::Broken => Self::Ended,
+            BodyFault::Wire(fault) => Self::Wire(fault),
+        }
     }
 }
 

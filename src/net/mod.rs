@@ -36,7 +36,7 @@ mod transport;
 mod volume;
 
 pub use content::Content;
-pub use message_stream::{Arrival, Arrivals, MessageReceiver, MessageSender, arrivals};
+pub use message_stream::{Arrival, Arrivals, MessageReceiver, MessageSender, Payload, arrivals};
 pub use private_file::write_private;
 pub use remote::{Remote, RemoteOptions};
 pub use server::{LEASE_DEFAULT, ServedVolume, Server, ServerConfig};

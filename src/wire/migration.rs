@@ -2,7 +2,8 @@
 //!
 //! They go on a stream of their own, which a leecher opens by [`Operation::Migrate`]: length-prefixed,
 //! as on the control stream. Some carry a set of blocks. That follows as its length (8 bytes,
-//! little-endian) and its bytes, since it may be longer than a message.
+//! little-endian) and its bytes, since it may be longer than a message. [`ToLeecher::Bytes`] is followed by
+//! segments, as the reply to a read.
 //!
 //! [`Operation::Migrate`]: super::data::Operation::Migrate
 
@@ -11,7 +12,7 @@ use roaring::RoaringTreemap;
 
 use super::WireError;
 use super::control::Message;
-use super::limits::{CLIENT_NAME_BYTES_MAX, REFUSAL_BYTES_MAX};
+use super::limits::{CLIENT_NAME_BYTES_MAX, MIGRATION_BYTES_MAX, REFUSAL_BYTES_MAX};
 
 /// How long the length of a set of blocks is.
 pub const SET_PREFIX_BYTES: usize = 8;
@@ -164,6 +165,15 @@ pub enum ToLeecher {
         /// The attempt that moved the volume.
         attempt: Attempt,
     },
+    /// Bytes of the blocks that an attempt is about. They follow in segments.
+    Bytes {
+        /// The attempt.
+        attempt: Attempt,
+        /// Where they lie, in bytes.
+        offset: u64,
+        /// How many they are.
+        len: u32,
+    },
 }
 
 /// Why an attempt or a session ended.
@@ -244,6 +254,9 @@ fn shorten(text: &mut String, bytes_max: usize) {
 pub trait MigrationMessage: Message {
     /// Whether a set of blocks follows it.
     fn carries_blocks(&self) -> bool;
+
+    /// How many bytes follow it, if any.
+    fn carries_bytes(&self) -> Option<u32>;
 }
 
 impl Message for ToSeeder {
@@ -259,12 +272,20 @@ impl MigrationMessage for ToSeeder {
     fn carries_blocks(&self) -> bool {
         matches!(self, Self::Prove { .. })
     }
+
+    fn carries_bytes(&self) -> Option<u32> {
+        None
+    }
 }
 
 impl Message for ToLeecher {
     fn is_within_limits(&self) -> bool {
         match self {
             Self::Refused { reason, .. } | Self::Ended { reason, .. } => reason.is_within_limits(),
+            Self::Bytes { offset, len, .. } => {
+                (1..=MIGRATION_BYTES_MAX).contains(len)
+                    && offset.checked_add(u64::from(*len)).is_some()
+            }
             _ => true,
         }
     }
@@ -273,6 +294,13 @@ impl Message for ToLeecher {
 impl MigrationMessage for ToLeecher {
     fn carries_blocks(&self) -> bool {
         matches!(self, Self::Round { .. } | Self::Dirty { .. })
+    }
+
+    fn carries_bytes(&self) -> Option<u32> {
+        match self {
+            Self::Bytes { len, .. } => Some(*len),
+            _ => None,
+        }
     }
 }
 

@@ -128,6 +128,28 @@ fn messages_of_a_seeder_keep_their_bytes() {
         ToLeecher::Released { attempt },
         &format!("08000000 {ATTEMPT}"),
     );
+    let bytes = ToLeecher::Bytes {
+        attempt,
+        offset: 4096,
+        len: 512,
+    };
+    keeps(
+        bytes,
+        &format!("09000000 {ATTEMPT} 0010000000000000 00020000"),
+    );
+}
+
+#[test]
+fn more_bytes_than_the_limit_none_and_those_beyond_every_volume_are_refused() {
+    for (offset, len) in [(0, 0), (0, MIGRATION_BYTES_MAX + 1), (u64::MAX, 1)] {
+        let attempt = attempt();
+        let bytes = ToLeecher::Bytes {
+            attempt,
+            offset,
+            len,
+        };
+        assert_eq!(encode(&bytes), Err(WireError::MessageLength));
+    }
 }
 
 #[test]

@@ -7,14 +7,17 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::runner::Input;
-use crate::migrate::protocol::BlockSet;
-use crate::migrate::wire_form;
+use crate::migrate::protocol::{AttemptId, BlockSet, ToLeecher};
+use crate::migrate::wire_form::{self, FromSeeder, Piece};
 use crate::net::{MessageReceiver, MessageSender, Remote};
 use crate::wire::migration as wire;
 use crate::{Error, ErrorKind};
 
 /// How many messages may wait to be sent. What does not fit is lost, and said again.
 const MESSAGES_MAX: usize = 64;
+
+/// How many pieces of the second phase may wait to be written. Then the seeder waits.
+const PIECES_MAX: usize = 16;
 
 /// Between two tries to open a stream.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,17 +45,40 @@ pub(super) async fn keep_open(remote: Arc<Remote>, inputs: mpsc::Sender<Input>) 
 }
 
 async fn receive(mut receiver: MessageReceiver, inputs: &mpsc::Sender<Input>) -> Error {
+    // Where the bytes of the last attempt go.
+    let mut arriving: Option<(AttemptId, mpsc::Sender<Piece>)> = None;
     loop {
         match receiver.receive().await {
-            Ok((message, blocks)) => {
+            Ok((message, payload)) => {
                 let held = match message {
                     wire::ToLeecher::Dirty { held_us, .. } => Some(Duration::from_micros(held_us)),
                     _ => None,
                 };
+                let message = match wire_form::from_seeder(message, payload) {
+                    FromSeeder::Message(message) => message,
+                    FromSeeder::Bytes(attempt, piece) => {
+                        if let Some((wanted, pieces)) = &arriving
+                            && *wanted == attempt
+                        {
+                            // Nobody takes them when the attempt is over.
+                            let _ = pieces.send(piece).await;
+                        }
+                        continue;
+                    }
+                };
+                let mut pieces = None;
+                if let ToLeecher::Dirty { attempt, .. } = &message
+                    && arriving.as_ref().is_none_or(|(of, _)| of != attempt)
+                {
+                    let (to_store, from_seeder) = mpsc::channel(PIECES_MAX);
+                    arriving = Some((*attempt, to_store));
+                    pieces = Some((*attempt, from_seeder));
+                }
                 let said = Input::Said {
-                    message: wire_form::from_seeder(message, blocks),
+                    message,
                     held,
                     at: Instant::now(),
+                    pieces,
                 };
                 let _ = inputs.send(said).await;
             }

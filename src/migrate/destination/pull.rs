@@ -4,15 +4,16 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::AsyncBackend;
 use crate::migrate::protocol::BlockSet;
 use crate::migrate::prover::Prover;
+use crate::migrate::wire_form::Piece;
 use crate::net::Remote;
-use crate::volume::Priority;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange, CHUNK_BYTES_DEFAULT};
+use crate::volume::{ByteOffset, Priority};
 use crate::wire::segment::runs;
 
 /// What one task fetches: the blocks of a chunk. A chunk is whole leaves, so that no two tasks have one.
@@ -34,6 +35,22 @@ pub(super) struct Puller {
     pub(super) pulled_bytes: Arc<AtomicU64>,
 }
 
+/// Which bytes are to get into the store, and how they come.
+pub(super) enum Bytes {
+    /// They are asked for.
+    Fetch(BlockSet, Priority),
+    /// The seeder sends them unasked.
+    Come(BlockSet, mpsc::Receiver<Piece>),
+}
+
+impl Bytes {
+    pub(super) fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Fetch(blocks, _) | Self::Come(blocks, _) => blocks.len_bytes(),
+        }
+    }
+}
+
 /// A pull under way.
 pub(super) struct Pulling {
     cancel: Option<oneshot::Sender<()>>,
@@ -42,25 +59,22 @@ pub(super) struct Pulling {
 }
 
 impl Pulling {
-    /// Pulls the blocks. `ended` is told, unless it is stopped before.
+    /// Gets the bytes into the store. `ended` is told, unless it is stopped before.
     pub(super) fn begin<F: Future<Output = ()> + Send + 'static>(
         puller: Puller,
-        blocks: BlockSet,
-        priority: Priority,
+        bytes: Bytes,
         ended: impl FnOnce(io::Result<()>) -> F + Send + 'static,
     ) -> Self {
         let (cancel, cancelled) = oneshot::channel();
         let store = Arc::clone(&puller.store);
         let task = tokio::spawn(async move {
-            let Some(result) = puller.pull(&blocks, priority, cancelled).await else {
-                return;
+            let result = match bytes {
+                Bytes::Fetch(blocks, priority) => puller.pull(&blocks, priority, cancelled).await,
+                Bytes::Come(blocks, pieces) => puller.take(blocks, pieces, cancelled).await,
             };
-            // What is durable now need not be made so while the seeder's requests wait.
-            let flushed = match &result {
-                Ok(()) if priority != Priority::Demand => puller.store.flush().await,
-                _ => Ok(()),
-            };
-            ended(result.and(flushed)).await;
+            if let Some(result) = result {
+                ended(result).await;
+            }
         });
         Self {
             cancel: Some(cancel),
@@ -108,7 +122,45 @@ impl Puller {
             }
         };
         fetching.shutdown().await;
-        result
+        match result {
+            // What is durable now need not be made so while the seeder's requests wait.
+            Some(Ok(())) if priority != Priority::Demand => Some(self.store.flush().await),
+            _ => result,
+        }
+    }
+
+    /// As [`pull`](Self::pull), of what comes by itself.
+    async fn take(
+        &self,
+        mut blocks: BlockSet,
+        mut pieces: mpsc::Receiver<Piece>,
+        mut cancelled: oneshot::Receiver<()>,
+    ) -> Option<io::Result<()>> {
+        while !blocks.is_empty() {
+            let piece = tokio::select! {
+                biased;
+                _ = &mut cancelled => return None,
+                piece = pieces.recv() => piece,
+            };
+            let Some(piece) = piece else {
+                // The stream ended, which ends the attempt.
+                let _ = cancelled.await;
+                return None;
+            };
+            let len_bytes = piece.bytes.len() as u64;
+            let run = BlockRange::touched(ByteOffset(piece.offset), len_bytes);
+            let end = run.end.start().0.min(self.store.size());
+            let is_whole = run.start().0 == piece.offset && end == piece.offset + len_bytes;
+            if !is_whole || !blocks.remove(run) {
+                return Some(Err(io::Error::other(
+                    "the seeder sent bytes that were not due",
+                )));
+            }
+            if let Err(error) = self.write(run, &piece.bytes, Priority::Demand).await {
+                return Some(Err(error));
+            }
+        }
+        Some(Ok(()))
     }
 
     /// Fetches runs of one chunk, and has its leaves read back.
@@ -131,8 +183,14 @@ impl Puller {
         let mut bytes = vec![0; end.saturating_sub(offset) as usize];
         let filled = self.remote.read_at(&mut bytes, offset, priority).await?;
         bytes[filled.min((end - offset) as usize)..].fill(0);
+        self.write(run, &bytes, priority).await
+    }
+
+    /// Writes the bytes of a run of blocks, zeros as holes.
+    async fn write(&self, run: BlockRange, bytes: &[u8], priority: Priority) -> io::Result<()> {
+        let offset = run.start().0;
         self.prover.change(run);
-        for (segment, range) in runs(&bytes) {
+        for (segment, range) in runs(bytes) {
             let at = offset + range.start as u64;
             if segment.is_zeros() {
                 let len = (range.end - range.start) as u64;

@@ -9,17 +9,17 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::link::{Outgoing, keep_open};
-use super::pull::{Puller, Pulling};
+use super::pull::{Bytes, Puller, Pulling};
 use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order};
 use crate::AsyncBackend;
 use crate::migrate::protocol::{
-    BlockSet, Epoch, LeechRecord, Leecher, LeecherAction, LeecherEvent, LeecherNotice,
+    AttemptId, Epoch, LeechRecord, Leecher, LeecherAction, LeecherEvent, LeecherNotice,
     LeecherTimer, Measured, ToLeecher,
 };
 use crate::migrate::prover::Prover;
 use crate::migrate::record_keeper::RecordKeeper;
 use crate::migrate::timers::Timers;
-use crate::migrate::wire_form;
+use crate::migrate::wire_form::{self, Piece};
 use crate::net::Remote;
 use crate::volume::Priority;
 
@@ -34,6 +34,8 @@ pub(super) enum Input {
         /// Its requests have been held for so long.
         held: Option<Duration>,
         at: Instant,
+        /// The bytes that follow it.
+        pieces: Option<(AttemptId, mpsc::Receiver<Piece>)>,
     },
     /// There is a stream.
     Connected(mpsc::Sender<Outgoing>),
@@ -71,6 +73,8 @@ pub(super) struct Runner {
     pulling: Option<Pulling>,
     /// Counts pulls: what one that was stopped has to say comes too late.
     pulls: u64,
+    /// The bytes of the last attempt, on their way.
+    pieces: Option<(AttemptId, mpsc::Receiver<Piece>)>,
     /// When the seeder began to hold its requests, as seen from here.
     held_since: Option<Instant>,
 }
@@ -117,6 +121,7 @@ impl Runner {
             link: linking.abort_handle(),
             pulling: None,
             pulls: 0,
+            pieces: None,
             held_since: None,
         }
     }
@@ -145,7 +150,15 @@ impl Runner {
 
     async fn take(&mut self, input: Input) {
         match input {
-            Input::Said { message, held, at } => {
+            Input::Said {
+                message,
+                held,
+                at,
+                pieces,
+            } => {
+                if pieces.is_some() {
+                    self.pieces = pieces;
+                }
                 if let Some(held) = held {
                     let rtt = self.remote.path_rtt().unwrap_or_default();
                     self.held_since = at.checked_sub(held + rtt / 2);
@@ -228,7 +241,7 @@ impl Runner {
             LeecherAction::Pull { number, blocks } => {
                 let (begun, remote) = (Instant::now(), Arc::clone(&self.remote));
                 let bytes = blocks.len_bytes();
-                self.pull(blocks, Priority::Pull, move |result| {
+                self.pull(Bytes::Fetch(blocks, Priority::Pull), move |result| {
                     let rtt = remote.path_rtt().unwrap_or_default();
                     let measured = Measured {
                         bytes,
@@ -252,9 +265,12 @@ impl Runner {
                 let bytes = blocks.len_bytes();
                 self.status
                     .send_modify(|status| status.final_bytes = Some(bytes));
-                self.pull(blocks, Priority::Demand, move |result| {
-                    LeecherEvent::Received { attempt, result }
-                });
+                let pieces = self.pieces.take().filter(|(of, _)| *of == attempt);
+                let event = move |result| LeecherEvent::Received { attempt, result };
+                match pieces {
+                    Some((_, pieces)) => self.pull(Bytes::Come(blocks, pieces), event),
+                    None => self.pull(Bytes::Fetch(blocks, Priority::Demand), event),
+                }
             }
             LeecherAction::Secure { attempt, absent } => {
                 let (store, prover) = (Arc::clone(&self.store), self.puller.prover.clone());
@@ -290,18 +306,17 @@ impl Runner {
 
     fn pull(
         &mut self,
-        blocks: BlockSet,
-        priority: Priority,
+        bytes: Bytes,
         event: impl FnOnce(Result<(), String>) -> LeecherEvent + Send + 'static,
     ) {
         self.pulls += 1;
         let (input, number) = (self.input.clone(), self.pulls);
-        let bytes = blocks.len_bytes();
+        let len_bytes = bytes.len_bytes();
         self.puller.pulled_bytes.store(0, Ordering::Relaxed);
         self.status.send_modify(|status| {
-            (status.round_bytes, status.pulled_bytes) = (bytes, 0);
+            (status.round_bytes, status.pulled_bytes) = (len_bytes, 0);
         });
-        let pulling = Pulling::begin(self.puller.clone(), blocks, priority, move |result| {
+        let pulling = Pulling::begin(self.puller.clone(), bytes, move |result| {
             let event = event(result.map_err(|error| error.to_string()));
             async move {
                 let _ = input.send(Input::Pulled(number, event)).await;

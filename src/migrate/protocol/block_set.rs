@@ -34,6 +34,11 @@ impl BlockSet {
         self.0 |= &other.0;
     }
 
+    /// Takes the blocks of a range out. Whether all of them were there.
+    pub fn remove(&mut self, blocks: BlockRange) -> bool {
+        self.0.remove_range(blocks.first.0..blocks.end.0) == blocks.len()
+    }
+
     /// Whether the block is one of them.
     pub fn contains(&self, block: BlockIndex) -> bool {
         self.0.contains(block.0)

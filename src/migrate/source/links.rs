@@ -8,8 +8,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::runner::Input;
-use crate::migrate::protocol::{BlockSet, MigrationId, ToSeeder};
-use crate::migrate::wire_form;
+use crate::migrate::protocol::{AttemptId, BlockSet, MigrationId, ToSeeder};
+use crate::migrate::wire_form::{self, Piece};
 use crate::net::{Arrival, MessageReceiver, MessageSender};
 use crate::wire::migration as wire;
 
@@ -19,6 +19,9 @@ const LINKS_MAX: usize = 64;
 /// How many messages may wait to be sent to one. What does not fit is lost, and asked for again.
 const MESSAGES_MAX: usize = 64;
 
+/// How many pieces of an attempt's bytes may. Who has more waits.
+const PIECES_MAX: usize = 16;
+
 /// How many migrations a leecher may speak of: its own, and that of an earlier process of it.
 const MIGRATIONS_MAX: usize = 4;
 
@@ -27,9 +30,15 @@ const AWAY_AFTER: Duration = Duration::from_secs(600);
 
 type Outgoing = (wire::ToLeecher, Option<BlockSet>);
 
+/// Pieces that wait to be sent to one leecher.
+pub(super) type Pieces = mpsc::Sender<(AttemptId, Piece)>;
+
 #[derive(Debug)]
 struct Link {
     outgoing: mpsc::Sender<Outgoing>,
+    pieces: Pieces,
+    /// The last attempt whose bytes were sent. They arrive if the link stays.
+    sent: Option<AttemptId>,
     tasks: [AbortHandle; 2],
 }
 
@@ -59,9 +68,16 @@ impl Links {
         self.next += 1;
         let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
         let receiving = tokio::spawn(receive(arrival.receiver, number, inputs.clone()));
-        let sending = tokio::spawn(send(arrival.sender, to_send));
+        let (pieces, pieces_to_send) = mpsc::channel(PIECES_MAX);
+        let sending = tokio::spawn(send(arrival.sender, to_send, pieces_to_send));
         let tasks = [receiving.abort_handle(), sending.abort_handle()];
-        self.links.insert(number, Link { outgoing, tasks });
+        let link = Link {
+            outgoing,
+            pieces,
+            sent: None,
+            tasks,
+        };
+        self.links.insert(number, link);
     }
 
     /// How many there are.
@@ -96,14 +112,22 @@ impl Links {
         lost
     }
 
-    /// Sends a message, if there is a way.
-    pub(super) fn send(&self, to: MigrationId, message: Outgoing) {
+    /// Sends a message, if there is a way. Whether it is on it.
+    pub(super) fn send(&self, to: MigrationId, message: Outgoing) -> bool {
         let link = self.routes.get(&to).and_then(|link| self.links.get(link));
-        if let Some(link) = link
-            && link.outgoing.try_send(message).is_err()
-        {
+        let sent = link.is_some_and(|link| link.outgoing.try_send(message).is_ok());
+        if !sent {
             tracing::debug!(?to, "a message to a leecher is lost");
         }
+        sent
+    }
+
+    /// Where the bytes of an attempt go; `None` where there is no way, or they go already.
+    pub(super) fn pieces_of(&mut self, attempt: AttemptId) -> Option<Pieces> {
+        let link = self.routes.get(&attempt.migration())?;
+        let link = self.links.get_mut(link)?;
+        let is_new = link.sent.replace(attempt) != Some(attempt);
+        is_new.then(|| link.pieces.clone())
     }
 
     /// Waits for a leecher to have been away for too long. May be cancelled.
@@ -120,7 +144,7 @@ impl Links {
 async fn receive(mut receiver: MessageReceiver, link: u64, inputs: mpsc::Sender<Input>) {
     loop {
         let input = match receiver.receive().await {
-            Ok((message, blocks)) => Input::Said(link, wire_form::from_leecher(message, blocks)),
+            Ok((message, payload)) => Input::Said(link, wire_form::from_leecher(message, payload)),
             Err(error) => Input::Gone(link, error),
         };
         let is_last = matches!(input, Input::Gone(..));
@@ -130,11 +154,27 @@ async fn receive(mut receiver: MessageReceiver, link: u64, inputs: mpsc::Sender<
     }
 }
 
-async fn send(mut sender: MessageSender, mut to_send: mpsc::Receiver<Outgoing>) {
-    while let Some((message, blocks)) = to_send.recv().await {
-        let blocks = blocks.as_ref().map(BlockSet::as_treemap);
+/// Sends messages, and pieces when there is no message.
+async fn send(
+    mut sender: MessageSender,
+    mut to_send: mpsc::Receiver<Outgoing>,
+    mut pieces: mpsc::Receiver<(AttemptId, Piece)>,
+) {
+    loop {
+        let sent = tokio::select! {
+            biased;
+            Some((message, blocks)) = to_send.recv() => {
+                let blocks = blocks.as_ref().map(BlockSet::as_treemap);
+                sender.send(&message, blocks).await
+            }
+            Some((attempt, piece)) = pieces.recv() => {
+                let message = wire_form::of_piece(attempt, &piece);
+                sender.send_bytes(&message, &piece.bytes).await
+            }
+            else => return,
+        };
         // The other half sees the end, too.
-        if sender.send(&message, blocks).await.is_err() {
+        if sent.is_err() {
             return;
         }
     }

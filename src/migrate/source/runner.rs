@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{AbortHandle, JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
 use super::links::Links;
@@ -48,6 +48,10 @@ pub(super) struct Runner {
     inputs: mpsc::Receiver<Input>,
     input: mpsc::Sender<Input>,
     hold: Option<(Instant, JoinHandle<()>)>,
+    /// The last message is on its way.
+    sent: bool,
+    /// Sends the bytes of an attempt.
+    sending: Option<AbortHandle>,
     told: Box<dyn FnMut(SeederNotice) + Send>,
     status: watch::Sender<SourceStatus>,
 }
@@ -79,6 +83,8 @@ impl Runner {
             inputs,
             input,
             hold: None,
+            sent: false,
+            sending: None,
             told: parts.told,
             status,
         }
@@ -157,10 +163,19 @@ impl Runner {
                 let held = self.hold.as_ref().map(|(since, _)| since.elapsed());
                 let held_us = held.map_or(0, |held| held.as_micros() as u64);
                 let message = wire_form::to_leecher(message, held_us);
-                self.links.send(to, message);
+                self.sent = self.links.send(to, message);
             }
-            // The leecher reads them.
-            SeederAction::SendBytes(..) => {}
+            SeederAction::SendBytes(attempt, blocks) => {
+                // Without the message before them nobody takes them.
+                if self.sent
+                    && let Some(pieces) = self.links.pieces_of(attempt)
+                {
+                    let store = self.store.clone();
+                    let sending =
+                        tokio::spawn(async move { store.send(attempt, blocks, pieces).await });
+                    self.sending = Some(sending.abort_handle());
+                }
+            }
             SeederAction::Track(session) => self.noting.begin(&self.store, session),
             SeederAction::EndTracking(migration) => self.noting.end(migration),
             SeederAction::Collect(session) => {
@@ -192,6 +207,9 @@ impl Runner {
                 });
             }
             SeederAction::Resume => {
+                if let Some(sending) = self.sending.take() {
+                    sending.abort();
+                }
                 self.end_hold().await;
                 if let Some(volume) = &self.volume {
                     volume.watch().resume();

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
+use super::links::Pieces;
 use crate::AsyncBackend;
 use crate::migrate::protocol::{AttemptId, BlockSet, MigrationId, Proof, SessionId};
 use crate::migrate::prover::Prover;
-use crate::volume::Volume;
-use crate::volume::geometry::BlockRange;
+use crate::migrate::wire_form::Piece;
+use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
 use crate::volume::watch::Tracker;
+use crate::volume::{Priority, Volume};
+use crate::wire::limits::MIGRATION_BYTES_MAX;
 
 /// What is noted for one who asks: nothing yet, what its tracker has, or, where there is none for it,
 /// that everything may have changed.
@@ -111,6 +114,34 @@ impl SourceStore {
         let Proving { prover, noted } = proving;
         self.collect(noted, |range| prover.change(range)).await;
         prover.catch_up().await.map_err(|error| error.to_string())
+    }
+
+    /// Reads the blocks, and hands them over.
+    pub(super) async fn send(&self, attempt: AttemptId, blocks: BlockSet, to: Pieces) {
+        const PIECE_BLOCKS: u64 = MIGRATION_BYTES_MAX as u64 / BLOCK_BYTES;
+        for mut run in blocks.runs() {
+            while !run.is_empty() {
+                let part = run.take(PIECE_BLOCKS);
+                let offset = part.start().0;
+                let end = part.end.start().0.min(self.backend.size());
+                let mut bytes = vec![0; end.saturating_sub(offset) as usize];
+                let read = self.backend.read_at(&mut bytes, offset, Priority::Demand);
+                match read.await {
+                    Ok(filled) => {
+                        let filled = filled.min(bytes.len());
+                        bytes[filled..].fill(0);
+                    }
+                    Err(error) => {
+                        // The hold limit ends the attempt.
+                        tracing::warn!(%error, "cannot read what is to be sent");
+                        return;
+                    }
+                }
+                if to.send((attempt, Piece { offset, bytes })).await.is_err() {
+                    return;
+                }
+            }
+        }
     }
 
     /// Durable, with what changed since the last collection and the proof if one is wanted. Requests
