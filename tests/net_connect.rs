@@ -250,6 +250,7 @@ async fn certificates_of_one_ca_let_in_without_a_secret_and_others_do_not() {
         .unwrap();
     write(&remote, 0, &[1; 512]).await.unwrap();
     remote.close().await.unwrap();
+    assert_eq!(remote.lost_because(), None, "the end is no loss");
 
     // A client that another authority signed, though it trusts ours.
     let foreign = TlsFiles {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use blockferry::ops;
 use blockferry::volume::cache::{CacheReport, Contents, Discard, discard, inspect};
 use blockferry::volume::format_size;
 use blockferry::{Error, ErrorKind, Result};
@@ -132,6 +133,7 @@ fn as_json(report: &CacheReport) -> serde_json::Value {
 }
 
 fn remove(args: &Remove) -> Result<()> {
+    ops::refuse_waiting_for(&args.directory)?;
     let what = match args.discard_dirty {
         true => Discard::EvenDirty,
         false => Discard::Clean,

@@ -180,6 +180,11 @@ impl ManagedArgs {
         first.map(|(_, option)| option)
     }
 
+    /// Whether local writes go to the origin by themselves.
+    pub(super) fn pushes(&self) -> bool {
+        self.push == Switch::On
+    }
+
     /// What is fetched at once, in bytes.
     pub(super) fn chunk_bytes(&self) -> u64 {
         self.chunk_size
@@ -195,7 +200,7 @@ impl ManagedArgs {
             chunk_bytes: self.chunk_size,
             pull: self.pull_order()?,
             pull_workers: self.pull_workers,
-            push: self.push == Switch::On,
+            push: self.pushes(),
             push_workers: self.push_workers,
             push_interval: self.push_interval,
             durability: self.durability(),

@@ -259,7 +259,7 @@ impl Args {
                 return Err(Error::new(
                     ErrorKind::InvalidInput,
                     "it is a ublk device that waits to be taken over; to begin anew end it with \
-                     `blockferry stop`",
+                     `blockferry stop --force`",
                 ));
             }
             return Ok(DeviceKind::Ublk);

@@ -9,7 +9,7 @@ use blockferry::device::DeviceOptions;
 use blockferry::mount::direct::{DirectMount, Fetcher};
 use blockferry::mount::managed::ManagedMount;
 use blockferry::net::Remote;
-use blockferry::ops::{Answers, Status};
+use blockferry::ops::{Answers, Status, unsent};
 use blockferry::volume::cache::{Discard, discard};
 use blockferry::volume::{Volume, format_size};
 use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
@@ -292,8 +292,9 @@ impl Managed {
         let dirty_bytes = self.mount.dirty_bytes();
         let gives_up = dirty_bytes > 0 && self.discard_dirty.load(Relaxed);
         let stays = dirty_bytes > 0 && !gives_up;
+        let (lost, pushes) = (self.remote.lost_because(), self.pushes);
         // Whoever only reads holds nothing, and from who is shut out it was taken.
-        let held = !self.remote.is_read_only() && self.remote.lost_because().is_none();
+        let held = !self.remote.is_read_only() && lost.is_none();
         let is_away = self.remote.away_since().is_some();
         if stays {
             let _ = self.remote.close_keeping_lease().await;
@@ -305,29 +306,41 @@ impl Managed {
         let _ = spawn_blocking(move || drop(self)).await;
         let store = place.path.display();
         if !gives_up && (place.keep || holds) {
-            let note = if stays {
-                let kept = format_size(dirty_bytes);
-                Some(format!(
-                    "{kept} of local writes stay in the local store {store}; the same mount again sends them"
-                ))
-            } else {
-                holds.then(|| {
+            let note = match lost {
+                Some(why) if stays => Some(format!(
+                    "{} of local writes stay in the local store {store} and cannot be sent any more: {why}. The \
+                     same mount with --discard-dirty gives them up",
+                    format_size(dirty_bytes)
+                )),
+                None if stays => Some(unsent(dirty_bytes, &place.path, pushes)),
+                _ => holds.then(|| {
                     format!(
                         "the server could not be told that the volume is free: the same mount goes on with \
                          the local store {store}, any other needs --takeover"
                     )
-                })
+                }),
             };
-            return finished.map(|()| note);
+            return with_note(finished, note);
         }
         let removed = remove(&place, Discard::EvenDirty).await;
-        finished.and(removed).map(|()| {
-            holds.then(|| {
-                "the server could not be told that the volume is free, and the local store is gone: the next \
-                 mount needs --takeover"
-                    .to_owned()
-            })
-        })
+        let note = holds.then(|| {
+            "the server could not be told that the volume is free, and the local store is gone: the next mount \
+             needs --takeover"
+                .to_owned()
+        });
+        with_note(finished.and(removed), note)
+    }
+}
+
+/// What the user should know, whether or not something went wrong.
+fn with_note(ended: Result<()>, note: Option<String>) -> Result<Option<String>> {
+    match (ended, note) {
+        (Ok(()), note) => Ok(note),
+        (Err(error), None) => Err(error),
+        (Err(error), Some(note)) => Err(Error::new(
+            error.kind(),
+            format!("{}; {note}", error.chain()),
+        )),
     }
 }
 

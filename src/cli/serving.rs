@@ -49,7 +49,11 @@ impl Serving {
                     drop(device);
                     drop(self.device);
                     drop(self.progress);
-                    let _ = self.mount.end().await;
+                    match self.mount.end().await {
+                        Ok(Some(note)) => tracing::warn!("{note}"),
+                        Ok(None) => {}
+                        Err(also) => tracing::error!("{}", also.chain()),
+                    }
                     return Err(error);
                 }
             }
@@ -69,8 +73,8 @@ impl Serving {
                     drop(self.progress);
                     drop(self.device);
                     let ended = end(self.mount, &mut self.orders, &mut self.signals, &mut asked);
-                    let ended = flushed.and(ended.await);
-                    answer(asked, &ended).await;
+                    let ended = stopped(flushed, ended.await);
+                    answer(asked, &ended, Order::answer_ended).await;
                     drop(self.claim);
                     return ended.map(|note| {
                         if let Some(note) = note {
@@ -83,7 +87,7 @@ impl Serving {
                         tracing::error!("{}", error.chain());
                         refused_before = true;
                     }
-                    answer(asked, &Err(error)).await;
+                    answer(asked, &Err(error), Order::answer_with).await;
                 }
             }
         }
@@ -116,7 +120,7 @@ impl Serving {
         }
         self.remove().await?;
         Ok(flushed.map_err(|error| {
-            let lost = "the device is removed, but what was not flushed is lost";
+            let lost = "what was not flushed is lost";
             Error::new(error.kind(), format!("{lost}: {}", error.chain()))
         }))
     }
@@ -314,13 +318,28 @@ fn discards_dirty(order: &Order) -> bool {
     )
 }
 
+/// How it went, where the device is gone in any case: what was lost, and what the user should know.
+fn stopped(flushed: Result<()>, ended: Result<Option<String>>) -> Result<Option<String>> {
+    let (kind, wrong) = match (flushed, ended) {
+        (Ok(()), Ok(note)) => return Ok(note),
+        (Err(error), Ok(None)) | (Ok(()), Err(error)) => (error.kind(), error.chain()),
+        (Err(error), Ok(Some(note))) => (error.kind(), format!("{}; {note}", error.chain())),
+        (Err(error), Err(also)) => (error.kind(), format!("{}; {}", error.chain(), also.chain())),
+    };
+    Err(Error::new(kind, format!("stopped, but {wrong}")))
+}
+
 /// Tells all who asked how it went.
-async fn answer(asked: Vec<Order>, result: &Result<Option<String>>) {
+async fn answer<F: Future<Output = ()>>(
+    asked: Vec<Order>,
+    result: &Result<Option<String>>,
+    tell: impl Fn(Order, Result<Option<String>>) -> F,
+) {
     for order in asked {
         let copy = match result {
             Ok(note) => Ok(note.clone()),
             Err(error) => Err(Error::new(error.kind(), error.chain())),
         };
-        order.answer_with(copy).await;
+        tell(order, copy).await;
     }
 }

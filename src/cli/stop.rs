@@ -7,12 +7,13 @@ use blockferry::ops::{self, Name};
 
 /// Flushes and removes a device, or what a dead process left of it
 ///
-/// A device that somebody still has open stays, and the message says who holds it. What waits for a
-/// dead one fails.
+/// A device that somebody still has open stays, and the message says who holds it; so does one that
+/// waits to be recovered. With --force both go, and what waits for them fails.
 ///
 /// A managed mount sends its local writes to the origin first. While that is away, or with --push off,
 /// they stay in the directory of --cache, to be sent by the next mount; without --cache the device
-/// stays, until it is told by --discard-dirty to give them up.
+/// stays, until it is told by --discard-dirty to give them up. Of a dead mount they stay in its local
+/// store, and --discard-dirty empties that.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   blockferry stop disk

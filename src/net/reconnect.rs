@@ -119,7 +119,7 @@ pub(super) async fn keep_up(shared: Arc<Shared>) {
         let current = match &*shared.link.borrow() {
             Link::Up(session) => Some(Arc::clone(session)),
             Link::Away(_) => None,
-            Link::Dead(_) => return,
+            Link::Dead(_) | Link::Closed => return,
         };
         let mut backoff = Duration::ZERO;
         if let Some(session) = current {
@@ -206,7 +206,7 @@ async fn take_up(shared: &Arc<Shared>, session: Session, away: Duration) {
             *link = Link::Up(Arc::new(session));
             true
         }
-        Link::Up(_) | Link::Dead(_) => false,
+        Link::Up(_) | Link::Dead(_) | Link::Closed => false,
     });
 }
 

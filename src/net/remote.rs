@@ -117,6 +117,8 @@ pub(super) enum Link {
     Away(SystemTime),
     /// It will not be mended, and why.
     Dead(Arc<str>),
+    /// We are done with it.
+    Closed,
 }
 
 /// A session that is or was up.
@@ -238,6 +240,7 @@ impl Remote {
         match &*settled {
             Link::Up(session) => Ok(Arc::clone(session)),
             Link::Dead(why) => Err(io::Error::other(why.to_string())),
+            Link::Closed => Err(io::Error::other("the volume was closed")),
             Link::Away(_) => Err(Errno::EIO.into()),
         }
     }
@@ -364,7 +367,13 @@ impl Remote {
             }
             Close::Done.close(&session.connection);
         }
-        self.shared.die("the volume was closed");
+        self.shared.link.send_if_modified(|link| {
+            let is_lost = matches!(link, Link::Dead(_));
+            if !is_lost {
+                *link = Link::Closed;
+            }
+            !is_lost
+        });
         self.shared.dialer.farewell(FAREWELL_TIMEOUT).await;
         released
     }
@@ -576,21 +585,21 @@ impl AsyncBackend for Remote {
     fn path_rtt(&self) -> Option<Duration> {
         match &*self.shared.link.borrow() {
             Link::Up(session) => Some(session.connection.min_rtt()),
-            Link::Away(_) | Link::Dead(_) => None,
+            Link::Away(_) | Link::Dead(_) | Link::Closed => None,
         }
     }
 
     fn away_since(&self) -> Option<SystemTime> {
         match &*self.shared.link.borrow() {
             Link::Away(since) => Some(*since),
-            Link::Up(_) | Link::Dead(_) => None,
+            Link::Up(_) | Link::Dead(_) | Link::Closed => None,
         }
     }
 
     fn lost_because(&self) -> Option<String> {
         match &*self.shared.link.borrow() {
             Link::Dead(why) => Some(why.to_string()),
-            Link::Up(_) | Link::Away(_) => None,
+            Link::Up(_) | Link::Away(_) | Link::Closed => None,
         }
     }
 }

@@ -41,7 +41,7 @@ impl Remote {
             Link::Up(session) => {
                 Some((session.number, session.connection.stats().udp_rx.datagrams))
             }
-            Link::Away(_) | Link::Dead(_) => None,
+            Link::Away(_) | Link::Dead(_) | Link::Closed => None,
         }
     }
 }

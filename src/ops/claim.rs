@@ -183,16 +183,19 @@ impl Claim {
     /// The error for a name under which a process died; keeps what it left.
     fn dead(self) -> Error {
         let name = self.name.clone();
-        let or_recover = match recovery::is_recoverable(&self.directory) {
-            true => format!(", or take it over with `blockferry recover {name}`"),
-            false => String::new(),
+        let (force, or_recover) = match recovery::is_recoverable(&self.directory) {
+            true => (
+                " --force",
+                format!(", or take it over with `blockferry recover {name}`"),
+            ),
+            false => ("", String::new()),
         };
         self.leave();
         Error::new(
             ErrorKind::Busy,
             format!(
                 "the process of the device `{name}` died and left it behind; clean it with \
-                 `blockferry stop {name}`{or_recover}"
+                 `blockferry stop {name}{force}`{or_recover}"
             ),
         )
     }

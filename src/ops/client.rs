@@ -43,6 +43,8 @@ pub(super) enum Outcome {
     Done(Option<String>),
     /// The process says that it was not, or not without loss.
     Failed(Error),
+    /// The device ended as it was told, and something went wrong with it.
+    EndedWith(Error),
     /// The device ended, or is ending, for another reason.
     Ended,
 }
@@ -51,6 +53,7 @@ pub(super) enum Outcome {
 pub(super) fn order(directory: &Path, command: Command, patience: Duration) -> Result<Outcome> {
     match ask(directory, &Request::Order(command), patience)? {
         Reply::Failed { busy, message } => Ok(Outcome::Failed(failed(busy, message))),
+        Reply::EndedWith { message } => Ok(Outcome::EndedWith(failed(false, message))),
         Reply::Ended => Ok(Outcome::Ended),
         Reply::Done { note } => Ok(Outcome::Done(note)),
         other => Err(unexpected(&other)),

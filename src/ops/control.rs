@@ -91,6 +91,11 @@ pub(super) enum Reply {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         note: Option<String>,
     },
+    /// The device has ended as it was told, and something went wrong with it.
+    EndedWith {
+        /// The whole chain of causes.
+        message: String,
+    },
     /// The device ended for another reason before it came to it.
     Ended,
     /// It was not, or the question was not understood.
@@ -122,6 +127,8 @@ pub struct Order {
 #[derive(Debug)]
 struct Answer {
     result: Result<Option<String>>,
+    /// The device is gone.
+    ended: bool,
     delivered: oneshot::Sender<()>,
 }
 
@@ -139,8 +146,22 @@ impl Order {
 
     /// The same, with something that whoever gave the order should know though it was carried out.
     pub async fn answer_with(self, result: Result<Option<String>>) {
+        self.deliver(result, false).await;
+    }
+
+    /// The same where the device has ended, also if something went wrong with that.
+    pub async fn answer_ended(self, result: Result<Option<String>>) {
+        self.deliver(result, true).await;
+    }
+
+    async fn deliver(self, result: Result<Option<String>>, ended: bool) {
         let (delivered, delivery) = oneshot::channel();
-        if self.answer.send(Answer { result, delivered }).is_ok() {
+        let answer = Answer {
+            result,
+            ended,
+            delivered,
+        };
+        if self.answer.send(answer).is_ok() {
             let _ = timeout(PEER_TIMEOUT, delivery).await;
         }
     }
@@ -343,6 +364,9 @@ async fn carried_out(
             *delivered = Some(answer.delivered);
             match answer.result {
                 Ok(note) => Reply::Done { note },
+                Err(error) if answer.ended => Reply::EndedWith {
+                    message: error.chain(),
+                },
                 Err(error) => Reply::failed(&error),
             }
         }

@@ -4,6 +4,7 @@
 //! RUN/NAME/lock          held (F_OFD_SETLK) by the living process: this tells alive from dead
 //! RUN/NAME/device.json   how to remove the device, written as soon as there is one
 //! RUN/NAME/mount.json    how to repeat the mount, where the device can be taken over
+//! RUN/NAME/store.json    the local store of a managed mount
 //! RUN/NAME/client.json   who we are to the server of a remote volume, likewise
 //! RUN/NAME/state.json    what runs here, written when the device is ready
 //! RUN/NAME/control.sock  one JSON line each way
@@ -23,6 +24,7 @@ mod name;
 mod recovery;
 mod running;
 mod state;
+mod store_record;
 
 pub use claim::Claim;
 pub use control::{Answers, Command, Control, MAP_PARTS_MAX, Order};
@@ -34,3 +36,4 @@ pub use name::Name;
 pub use recovery::{Place, place, refuse_left_over, take_left_over};
 pub use running::{Entry, Life, map, running, status, stop, sync};
 pub use state::{Running, RunningHook, Status, redacted, unix_seconds};
+pub use store_record::{StoreRecord, refuse_waiting_for, unsent};

@@ -166,7 +166,7 @@ fn in_the_way(found: &Name, resource: &str) -> Error {
         ErrorKind::Busy,
         format!(
             "`{found}`, whose process has died, is a device of {resource}: `blockferry recover \
-             {found}` goes on with it, `blockferry stop {found}` gives it up"
+             {found}` goes on with it, `blockferry stop {found} --force` gives it up"
         ),
     )
 }
@@ -222,8 +222,8 @@ mod tests {
         ];
         for error in errors.map(|refused| refused.expect_err("in the way")) {
             assert_eq!(error.kind(), ErrorKind::Busy);
-            for verb in ["recover", "stop"] {
-                let hint = format!("`blockferry {verb} disk`");
+            for what in ["recover disk", "stop disk --force"] {
+                let hint = format!("`blockferry {what}`");
                 assert!(error.to_string().contains(&hint), "{error}");
             }
         }

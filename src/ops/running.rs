@@ -13,7 +13,8 @@ use super::claim::Claim;
 use super::client::Outcome;
 use super::control::Command;
 use super::name::Name;
-use super::state::{Running, RunningHook, Status, unix_seconds};
+use super::state::{Running, Status, unix_seconds};
+use super::store_record::StoreRecord;
 use super::{client, directory, holders, recovery};
 use crate::device::{self, DeviceRecord};
 use crate::volume::format_size;
@@ -26,8 +27,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it may take to look at every block of its volume.
 const MAP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often it is looked whether a process that was given an order waits for a hook.
-const HOOKS_POLL: Duration = Duration::from_secs(1);
+/// How often it is looked what a process waits for that was given an order.
+const WAITS_POLL: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether a process that was stopped has gone.
 const GONE_POLL: Duration = Duration::from_millis(5);
@@ -121,8 +122,8 @@ pub fn map(name: &Name, parts: u32) -> Result<Vec<Heat>> {
 /// returns, the device and its directory are gone. Gives what the user should know of how it ended.
 ///
 /// # Errors
-/// `NotFound` for an unknown name, `Busy` where somebody holds the device open and `force` is not
-/// set, `TimedOut` where it takes longer than `patience`.
+/// `NotFound` for an unknown name; where `force` is not set `Busy` for a device that somebody holds
+/// open, and for one that waits to be recovered; `TimedOut` where it takes longer than `patience`.
 pub fn stop(
     name: &Name,
     force: bool,
@@ -141,18 +142,46 @@ pub fn stop(
         };
         match order_watched(&directory, command, patience) {
             Ok(Outcome::Failed(error)) => return Err(cannot_stop(name, error)),
+            Ok(Outcome::EndedWith(error)) => {
+                wait_until_gone(&root, name, deadline)?;
+                return Err(Error::new(
+                    error.kind(),
+                    format!("`{name}` has {}", error.chain()),
+                ));
+            }
             Ok(Outcome::Done(said)) => {
                 note = said;
                 wait_until_gone(&root, name, deadline)?;
             }
             Ok(Outcome::Ended) => wait_until_gone(&root, name, deadline)?,
             // It may have gone, or died, before it could be asked.
-            Err(error) if is_alive(&root, name) => return Err(cannot_stop(name, error)),
-            Err(error) => tracing::debug!(error = error.chain(), "ended meanwhile"),
+            Err(error) if !is_alive(&root, name) => {
+                tracing::debug!(error = error.chain(), "ended meanwhile");
+            }
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Err(not_ended_yet(name, &directory, force, patience));
+            }
+            Err(error) => return Err(cannot_stop(name, error)),
         }
     }
-    clean(&root, name, force)?;
-    Ok(note)
+    let left = end_dead(&root, name, force, discard_dirty)?;
+    Ok(note.or(left))
+}
+
+/// Its process was told to end, and goes on with that.
+fn not_ended_yet(name: &Name, directory: &Path, force: bool, patience: Duration) -> Error {
+    let or_force = match force {
+        true => "",
+        false => ", `blockferry stop --force` has it end with what it has",
+    };
+    Error::new(
+        ErrorKind::TimedOut,
+        format!(
+            "`{name}` has not ended within {} s: {}. It goes on; `blockferry stop` waits for it again{or_force}",
+            patience.as_secs_f32(),
+            doing(directory)
+        ),
+    )
 }
 
 /// Has the process of the device of that name make everything that was written durable at the
@@ -175,7 +204,11 @@ pub fn sync(name: &Name, patience: Duration) -> Result<()> {
         cannot(match error.kind() {
             ErrorKind::TimedOut => Error::new(
                 error.kind(),
-                format!("{}; {}", error.chain(), origin(&directory)),
+                format!(
+                    "it takes longer than {} s: {}",
+                    patience.as_secs_f32(),
+                    doing(&directory)
+                ),
             ),
             _ => error,
         })
@@ -186,7 +219,7 @@ pub fn sync(name: &Name, patience: Duration) -> Result<()> {
             ErrorKind::NotFound,
             "the device ended before that",
         ))),
-        Outcome::Failed(error) => Err(cannot(error)),
+        Outcome::Failed(error) | Outcome::EndedWith(error) => Err(cannot(error)),
     }
 }
 
@@ -206,36 +239,71 @@ pub(super) fn order_living(name: &Name, command: Command, patience: Duration) ->
     }
 }
 
-/// Where the writes of a device go, and what is known of that.
-fn origin(directory: &Path) -> String {
-    let running = Running::load(directory).ok().flatten();
-    let to = running.map_or_else(|| "its resource".to_owned(), |running| running.resource);
-    let status = client::status(directory, STATUS_TIMEOUT).unwrap_or_default();
-    let dirty = status.managed.map_or_else(String::new, |managed| {
-        format!("{} are not at {to}", format_size(managed.dirty_bytes))
-    });
-    match (status.away_since, dirty.is_empty()) {
-        (Some(since), true) => format!(
-            "{to} is away for {} s",
-            unix_seconds().saturating_sub(since)
-        ),
-        (Some(since), false) => format!(
-            "{dirty}, which is away for {} s",
-            unix_seconds().saturating_sub(since)
-        ),
-        (None, true) => format!("{to} has not taken everything yet"),
-        (None, false) => format!("{dirty} yet"),
+/// What a process does that has not done yet what it was told.
+fn doing(directory: &Path) -> String {
+    let Ok(status) = client::status(directory, STATUS_TIMEOUT) else {
+        return "its process does not answer".to_owned();
+    };
+    if let Some(hook) = status.hooks.first() {
+        return format!("it waits for the hook {hook}");
+    }
+    let to = resource_of(directory);
+    let dirty = status
+        .managed
+        .filter(|managed| managed.dirty_bytes > 0)
+        .map(|managed| {
+            let (left, rate) = (
+                format_size(managed.dirty_bytes),
+                format_size(managed.push_rate),
+            );
+            (
+                format!("{left} are not at {to}"),
+                format!(" yet, and go there at {rate}/s"),
+            )
+        });
+    match (status.away_since, dirty) {
+        (Some(since), Some((dirty, _))) => format!("{dirty}, which is away for {} s", ago(since)),
+        (Some(since), None) => format!("{to} is away for {} s", ago(since)),
+        (None, Some((dirty, rate))) => format!("{dirty}{rate}"),
+        (None, None) => format!("{to} has not taken everything yet"),
     }
 }
 
-/// Gives an order, and says on which hooks of its mount it waits.
+/// Where the writes of a device go, for people.
+fn resource_of(directory: &Path) -> String {
+    let running = Running::load(directory).ok().flatten();
+    running.map_or_else(|| "its resource".to_owned(), |running| running.resource)
+}
+
+fn ago(unix_s: u64) -> u64 {
+    unix_seconds().saturating_sub(unix_s)
+}
+
+/// Gives an order, and says what it waits for: hooks of its mount, and the other end where that has to
+/// be there.
 fn order_watched(directory: &Path, command: Command, patience: Duration) -> Result<Outcome> {
     let (answered, waiting) = channel::<()>();
-    let ordered = thread::scope(|scope| {
+    let needs_other_end = command == Command::Sync;
+    thread::scope(|scope| {
         scope.spawn(move || {
-            let mut told = Vec::new();
-            while waiting.recv_timeout(HOOKS_POLL) == Err(RecvTimeoutError::Timeout) {
-                for hook in hooks(directory) {
+            let (mut told, mut told_away) = (Vec::new(), None);
+            loop {
+                let status = client::status(directory, STATUS_TIMEOUT).unwrap_or_default();
+                if let Some(since) = status.away_since.filter(|_| needs_other_end)
+                    && told_away != Some(since)
+                {
+                    told_away = Some(since);
+                    tracing::warn!(
+                        "{} is away for {} s; waiting until it is back",
+                        resource_of(directory),
+                        ago(since)
+                    );
+                }
+                let more = waiting.recv_timeout(WAITS_POLL);
+                if more != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+                for hook in status.hooks {
                     if !told.contains(&hook) {
                         tracing::warn!("waiting for the hook {hook}");
                         told.push(hook);
@@ -246,18 +314,7 @@ fn order_watched(directory: &Path, command: Command, patience: Duration) -> Resu
         let ordered = client::order(directory, command, patience);
         drop(answered);
         ordered
-    });
-    ordered.map_err(|error| match hooks(directory).first() {
-        Some(hook) if error.kind() == ErrorKind::TimedOut => Error::new(
-            ErrorKind::TimedOut,
-            format!("{}; it waits for the hook {hook}", error.chain()),
-        ),
-        _ => error,
     })
-}
-
-fn hooks(directory: &Path) -> Vec<RunningHook> {
-    client::status(directory, STATUS_TIMEOUT).map_or_else(|_| Vec::new(), |status| status.hooks)
 }
 
 /// The run-time directory, which need not exist.
@@ -344,15 +401,42 @@ fn wait_until_gone(root: &Path, name: &Name, deadline: Instant) -> Result<()> {
 
 /// Removes what a dead process left under a name, its device first.
 pub(super) fn clean(root: &Path, name: &Name, force: bool) -> Result<()> {
+    match Claim::take_dead(root, name)? {
+        Some(claim) => without_device(claim, force).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The same, and sees to the local writes that the process had not sent. Gives what became of them.
+fn end_dead(root: &Path, name: &Name, force: bool, discard_dirty: bool) -> Result<Option<String>> {
     let Some(claim) = Claim::take_dead(root, name)? else {
-        return Ok(());
+        return Ok(None);
     };
+    let claim = without_device(claim, force)?;
+    match StoreRecord::load(claim.directory()) {
+        Ok(Some(store)) => store.after_death(discard_dirty).map_err(|error| {
+            let but = "the device is removed, but local writes were not given up";
+            Error::new(error.kind(), but).because(error)
+        }),
+        Ok(None) => Ok(None),
+        Err(error) => Ok(Some(format!(
+            "which local store it had nobody can say: {}",
+            error.chain()
+        ))),
+    }
+}
+
+/// Removes the device that a dead process left.
+fn without_device(claim: Claim, force: bool) -> Result<Claim> {
     let removed = remove_device(claim.directory(), force);
     match removed.and_then(|()| DeviceRecord::forget(claim.directory())) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(claim),
         Err(error) => {
+            let name = claim.name().clone();
             let or_recover = match recovery::is_recoverable(claim.directory()) {
-                true => format!("; `blockferry recover {name}` goes on with it"),
+                true => format!(
+                    "; `blockferry recover {name}` goes on with it, `blockferry stop {name} --force` gives it up"
+                ),
                 false => String::new(),
             };
             claim.leave();
@@ -378,6 +462,15 @@ fn remove_device(directory: &Path, force: bool) -> Result<()> {
     };
     if !force && let Some(path) = record.path() {
         holders::refuse_in_use(&path)?;
+        if recovery::is_recoverable(directory) && device::is_left_over(&record)? {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "{} waits to be recovered, and its I/O would fail",
+                    path.display()
+                ),
+            ));
+        }
     }
     device::remove_left_over(&record)
 }

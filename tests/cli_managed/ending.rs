@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::support::{CHUNK, Host, KEEP_DIRTY, Mount, SIZE, pattern, until};
+use super::support::{CHUNK, Host, KEEP_DIRTY, Mount, SIZE, pattern, said, until};
 
 /// Waits for nobody: less than any deadline of a request.
 const AT_ONCE: Duration = Duration::from_secs(20);
@@ -259,4 +259,109 @@ fn a_flush_promises_what_was_asked_for() {
         });
         host.succeeds(&["stop", "disk"]);
     }
+}
+
+/// Ends a mount whose process is dead, with what it says.
+fn stop_dead(host: &Host, args: &[&str]) -> String {
+    let output = host.run(&[&["stop", "disk"], args].concat());
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn a_dead_mount_is_stopped_with_a_word_on_its_unsent_writes_and_gives_them_up_when_told_to() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let cache = host.text("cache");
+    for place in [&["--cache", cache.as_str()][..], &[]] {
+        let args = [place, &KEEP_DIRTY[..]].concat();
+        let mut mount = host.mount(&args);
+        let written = write_dirty(&mount, 1);
+        mount.crash();
+        let stays = stop_dead(&host, &[]);
+        let store = match place {
+            [] => host.stores().pop().unwrap().display().to_string(),
+            _ => cache.clone(),
+        };
+        for part in ["256KiB of local writes stay", &store, "sends them"] {
+            assert!(stays.contains(part), "no `{part}` in {stays}");
+        }
+        // It is as it was said.
+        let mut mount = host.mount(&args);
+        assert_eq!(host.number("dirty_bytes"), CHUNK);
+        assert_eq!(mount.read(CHUNK, CHUNK as usize), written);
+        mount.crash();
+        let gone = stop_dead(&host, &["--discard-dirty"]);
+        for part in ["256KiB of local writes were given up", &store] {
+            assert!(gone.contains(part), "no `{part}` in {gone}");
+        }
+        assert_eq!(host.cache(&store)["dirty_bytes"], 0);
+        // No takeover, and nothing comes back.
+        let mount = host.mount(&args);
+        assert_eq!(host.number("dirty_bytes"), 0);
+        assert_eq!(mount.read(CHUNK, CHUNK as usize), original());
+        host.succeeds(&["sync", "disk"]);
+        assert_eq!(at_origin(&host), original());
+        host.succeeds(&["stop", "disk"]);
+    }
+}
+
+#[test]
+fn a_dead_mount_that_pushed_nothing_says_that_only_a_sync_sends_what_stays() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let mut mount = host.mount(&["--push", "off"]);
+    write_dirty(&mount, 1);
+    mount.crash();
+    let stays = stop_dead(&host, &[]);
+    assert!(stays.contains("`blockferry sync` sends them"), "{stays}");
+}
+
+#[test]
+fn a_stop_that_takes_its_time_says_what_it_does_and_goes_on() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    // The second chunk waits some 8 seconds for its turn.
+    let args = [&["--push-rate", "32KiB"], &KEEP_DIRTY[..]].concat();
+    let mut mount = host.mount(&args);
+    let written = write_dirty(&mount, 1);
+    mount.write(8 * CHUNK, &pattern(8 * CHUNK, CHUNK as usize, 1));
+    let said = host.fails(
+        &["stop", "disk", "--timeout", "1"],
+        &[
+            "`disk` has not ended within 1 s",
+            "are not at",
+            "It goes on",
+        ],
+    );
+    assert!(said.contains("/s.") && said.contains("--force"), "{said}");
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(mount.ended(), Some(0));
+    assert_eq!(at_origin(&host), written);
+}
+
+#[test]
+fn a_sync_says_at_once_that_the_origin_is_away_and_waits_for_it() {
+    let Some(host) = Host::new() else { return };
+    let server = host.serve();
+    let mount = host.mount(&KEEP_DIRTY);
+    let written = write_dirty(&mount, 1);
+    let listen = server.end();
+    host.until_away();
+    let told = host.path("told");
+    let mut waiting = host
+        .command(&["sync", "disk"])
+        .stderr(std::fs::File::create(&told).unwrap())
+        .spawn()
+        .unwrap();
+    until("it says so", || {
+        let told = std::fs::read_to_string(&told).unwrap();
+        told.contains("is away for") && told.contains("waiting until it is back")
+    });
+    assert!(waiting.try_wait().unwrap().is_none(), "it waits");
+    let _server = host.serve_at(&listen);
+    assert!(waiting.wait().unwrap().success());
+    assert_eq!(at_origin(&host), written);
+    host.succeeds(&["stop", "disk"]);
 }

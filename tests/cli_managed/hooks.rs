@@ -80,11 +80,42 @@ fn the_hook_before_the_end_finds_no_device_and_a_failure_of_it_is_told() {
     assert!(!fs::exists(&gone).unwrap());
     host.fails(
         &["stop", "disk"],
-        &["the before-close hook failed", "exit status: 3"],
+        &[
+            "`disk` has stopped, but the before-close hook failed",
+            "exit status: 3",
+        ],
     );
     assert_eq!(mount.ended(), Some(1));
     assert_eq!(fs::read_to_string(&gone).unwrap(), "gone\n");
     assert!(host.stores().is_empty(), "it has ended all the same");
+}
+
+#[test]
+fn a_failing_hook_before_the_end_does_not_hide_what_stays_unsent() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let cache = host.text("cache");
+    let args = [
+        "--cache",
+        &cache,
+        "--push",
+        "off",
+        "--on-before-close",
+        "false",
+    ];
+    let mut mount = host.mount(&args);
+    mount.write(0, &pattern(0, 4096, 1));
+    let said = host.fails(
+        &["stop", "disk"],
+        &[
+            "stopped, but",
+            "4KiB of local writes stay in the local store",
+            "`blockferry sync` sends them",
+        ],
+    );
+    assert!(!said.contains("cannot stop"), "{said}");
+    assert_eq!(mount.ended(), Some(1));
+    assert_eq!(host.cache(&cache)["dirty_bytes"], 4096);
 }
 
 #[test]

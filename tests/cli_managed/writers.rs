@@ -1,6 +1,6 @@
 //! One writer at a time: refused, taken over, fenced.
 
-use super::support::{CHUNK, Host, KEEP_DIRTY, Mount, pattern, until};
+use super::support::{CHUNK, Host, KEEP_DIRTY, Mount, pattern, said, until};
 
 /// Another mount of the same volume on this host, as `other`.
 fn other<'a>(ticket: &'a str, args: &[&'a str]) -> Vec<&'a str> {
@@ -63,10 +63,21 @@ fn a_fenced_writer_says_so_and_its_writes_never_reach_the_volume() {
     assert!(lost.contains("taken the volume over"), "{lost}");
     host.fails(
         &["sync", "disk"],
-        &["cannot make local writes durable at the origin"],
+        &[
+            "cannot make local writes durable at the origin",
+            "taken the volume over",
+        ],
     );
-    host.succeeds(&["stop", "disk"]);
+    let stopped = said(&host.run(&["stop", "disk"]));
     assert_eq!(mount.ended(), Some(0));
+    for part in [
+        "256KiB of local writes stay",
+        "cannot be sent any more",
+        "taken the volume over",
+        "--discard-dirty",
+    ] {
+        assert!(stopped.contains(part), "no `{part}` in {stopped}");
+    }
 
     // It does not come back by itself, and not with force either.
     let ticket = host.ticket();

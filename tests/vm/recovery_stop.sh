@@ -11,7 +11,11 @@ crash disk
 contains "$("$BLOCKFERRY" list)" "dead, recoverable" "the list, after the death"
 contains "$("$BLOCKFERRY" status disk)" "dead, recoverable" "the status, after the death"
 contains "$("$BLOCKFERRY" status disk)" "blockferry recover disk" "the status, after the death"
-"$BLOCKFERRY" stop disk || fail "stop left a dead device that nobody used"
+refused "$BLOCKFERRY" stop disk
+contains "$message" "waits to be recovered" "stop of a dead device that nobody uses"
+contains "$message" "blockferry stop disk --force" "stop of a dead device that nobody uses"
+contains "$("$BLOCKFERRY" list)" "dead, recoverable" "the list, after a stop that was refused"
+"$BLOCKFERRY" stop disk --force || fail "stop --force left a dead device that nobody used"
 no_devices || fail "left after stop: $(block_devices)"
 
 attach disk "file:$work/disk.img"

@@ -8,9 +8,9 @@ use blockferry::device::{self, Device, DeviceKind, DeviceOptions, DeviceRecord};
 use blockferry::mount::direct;
 use blockferry::mount::managed::ManagedMount;
 use blockferry::net::Remote;
-use blockferry::ops::{Claim, Command, Control, MountRecord, Place, Running, control};
+use blockferry::ops::{Claim, Command, Control, MountRecord, Place, Running, StoreRecord, control};
 use blockferry::volume::cache::Discard;
-use blockferry::{AsyncBackend, Error, ErrorKind, Result};
+use blockferry::{AsyncBackend, Context, Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
@@ -22,7 +22,7 @@ use super::super::progress::{self, Progress};
 use super::super::repeat;
 use super::super::serving::Serving;
 use super::super::signals::Signals;
-use super::super::store_place::StorePlace;
+use super::super::store_place::{self, StorePlace};
 use super::{Args, Opened, told_to_end};
 
 /// What there is besides the resource before anything is made of it.
@@ -86,6 +86,7 @@ impl Args {
         let takes_over = left_over.is_some();
         let begun = Begun::of(&opened);
         let mount = repeat::of_resource(record, &resource, claim.directory()).and_then(|record| {
+            self.keep_store(&opened, &claim)?;
             let mount = self.make_mount(opened, options.requests_max())?;
             Ok((record, mount))
         });
@@ -135,6 +136,21 @@ impl Args {
                 Err(error)
             }
         }
+    }
+
+    /// Keeps where the local store is, for whoever cleans up should this process die.
+    fn keep_store(&self, opened: &Opened, claim: &Claim) -> Result<()> {
+        let directory = claim.directory();
+        let Some((_, place)) = &opened.store else {
+            return StoreRecord::forget(directory);
+        };
+        let path = place.path.canonicalize();
+        let record = StoreRecord {
+            path: path.context_io(|| format!("cannot find {}", place.path.display()))?,
+            live_maps: store_place::live_maps(),
+            pushes: self.managed.pushes(),
+        };
+        record.save(directory)
     }
 
     /// What is put behind the device.

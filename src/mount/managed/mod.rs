@@ -264,10 +264,13 @@ impl ManagedMount {
         }
         write_back.await?;
         let pushed_before = shared.counters.pushed_bytes.load(Ordering::Relaxed);
-        shared
-            .sweep_all()
-            .await
-            .context_io(|| "cannot make local writes durable at the origin")?;
+        shared.sweep_all().await.map_err(|error| {
+            let cannot = "cannot make local writes durable at the origin";
+            match shared.origin.lost_because() {
+                Some(why) => Error::new(ErrorKind::Io, format!("{cannot}: {why}")),
+                None => Error::io(cannot, error),
+            }
+        })?;
         shared.sync_store().await.context_io(|| {
             let path = self.cache.path().display();
             format!(

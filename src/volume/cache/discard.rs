@@ -7,8 +7,10 @@ use super::files::{OsDirectory, StoreFile};
 use super::inspect::no_cache;
 use super::map_file::MAP;
 use super::meta::{META, META_NEW, Meta};
-use super::open::{NO_META, Place, begins_with};
-use super::{DATA, Found, OpenedCache, lock, meta, page};
+use super::open::{NO_META, Place, begins_with, give_up_all};
+use super::{
+    AfterFailedSync, CacheDirectory, CacheOptions, DATA, Found, OpenedCache, lock, meta, page,
+};
 use crate::volume::geometry::BlockRange;
 use crate::volume::{StateMap, format_size};
 use crate::{Context, Error, ErrorKind, Result};
@@ -56,6 +58,35 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
     remove(&place, &*lock::plain(&data, path)?, meta.ok().flatten())
 }
 
+/// Gives up all that a cache holds which nobody uses, local writes included. It stays the one that its
+/// origin knows.
+///
+/// # Errors
+/// As [`CacheDirectory::open`], and `NotFound` where there is no cache.
+pub fn empty(path: &Path, run_directory: &Path) -> Result<()> {
+    let meta = Place::at(path, run_directory)?.read_meta()?;
+    let meta = meta.ok_or_else(|| no_cache(path))?;
+    if meta.making {
+        // Nothing is in it yet.
+        return Ok(());
+    }
+    let options = CacheOptions {
+        size_bytes: meta.size_bytes,
+        chunk_bytes: meta.chunk_bytes,
+        identity: meta.identity,
+        origin_name: meta.origin_name,
+        persistent: meta.persistent,
+        run_directory: run_directory.to_owned(),
+        // Nothing is going to be under way.
+        in_flight_slots: 0,
+        direct_alignment_bytes: None,
+        after_failed_sync: AfterFailedSync::Drop,
+    };
+    let cache = CacheDirectory::open(path, &options)?.rid_of(give_up_all)?;
+    let close = cache.checkpointer.close();
+    close.context_io(|| format!("cannot empty the cache in {}", path.display()))
+}
+
 fn begins_like_a_cache(directory: &OsDirectory) -> bool {
     begins_with(directory, META, meta::MAGIC) || begins_with(directory, MAP, page::MAGIC)
 }
@@ -92,6 +123,11 @@ impl OpenedCache {
     /// `Busy` when somebody has the map or the checkpointer already, and what the operating system
     /// reports. The cache is closed then.
     pub fn drop_clean(self) -> Result<Self> {
+        self.rid_of(StateMap::drop_clean)
+    }
+
+    /// Has blocks become absent, and gives their space back.
+    fn rid_of(self, drop_blocks: impl FnOnce(&mut StateMap)) -> Result<Self> {
         let Self {
             directory,
             data,
@@ -106,7 +142,7 @@ impl OpenedCache {
                 format!("the cache in {} is in use", directory.path().display()),
             )
         })?;
-        map.drop_clean();
+        drop_blocks(map);
         // Only when it is durable that they are absent their bytes may go.
         checkpointer
             .checkpoint()

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 pub use begin::{Begun, EARLIER_OPENINGS, Opening};
 pub use checkpointer::Checkpointer;
-pub use discard::{Discard, discard};
+pub use discard::{Discard, discard, empty};
 pub use inspect::{CacheReport, Contents, Held, inspect};
 pub use layout::CACHE_BYTES_MAX;
 pub use meta::ORIGIN_NAME_BYTES_MAX;

@@ -380,7 +380,7 @@ pub(super) fn begins_with(directory: &dyn StoreDirectory, name: &str, magic: &[u
 }
 
 /// The origin has what it has, and nothing is here.
-fn give_up_all(map: &mut StateMap) {
+pub(super) fn give_up_all(map: &mut StateMap) {
     let blocks = map.blocks();
     let mut at = blocks.first;
     while let Some(run) = map.take_dirty(at, blocks.len()) {
