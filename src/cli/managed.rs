@@ -105,7 +105,7 @@ pub(super) struct ManagedArgs {
     memory_limit: u64,
 
     /// Write to FILE in which order chunks were first touched, for --pull-order: when the mount ends,
-    /// and every few seconds before
+    /// and every few seconds before. A mount that goes on for one that was killed adds to what is there
     #[arg(long, value_name = "FILE")]
     record_heat: Option<PathBuf>,
 

@@ -47,8 +47,8 @@ const CLIENT_FILE: &str = "client.json";
 ///
 /// When it is killed, a ublk device of a file or of a remote volume is left behind, and whoever uses
 /// it waits. The same command again, or `blockferry recover NAME`, goes on with it: all that is lost
-/// is time. Until somebody does that, or removes it with `blockferry stop NAME`, everything that
-/// touches the device hangs; --no-recovery has its I/O fail instead. A FUSE device, one of memory and
+/// is time. Until somebody does that, or removes it with `blockferry stop NAME --force`, everything
+/// that touches the device hangs; --no-recovery has its I/O fail instead. A FUSE device, one of memory and
 /// one that was made without root end with their process.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:

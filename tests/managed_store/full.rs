@@ -79,6 +79,30 @@ fn a_full_disk_fails_what_needs_room_and_nothing_else() {
 }
 
 #[test]
+fn a_write_that_finds_no_room_is_told_of_until_one_has_found_some() {
+    let _turn = turn();
+    for rings in [true, false] {
+        let Some(tmpfs) = Tmpfs::new(2 << 20) else {
+            return;
+        };
+        let mut world = world_on(&tmpfs);
+        world.rings = rings;
+        let mount = world.mount();
+        let mut rig = Rig::of(&mount);
+        assert_eq!(rig.put(0, BLOCK, 1), Ok(()));
+        let ballast = tmpfs.take(tmpfs.free());
+        assert_eq!(mount.status().store_full_since, None);
+        assert_eq!(rig.put(CHUNK, CHUNK, 2), Err(Errno::ENOSPC));
+        assert!(mount.status().store_full_since.is_some(), "rings: {rings}");
+        assert_eq!(rig.put(0, BLOCK, 3), Ok(()), "that has its room");
+        assert!(mount.status().store_full_since.is_some(), "rings: {rings}");
+        drop(ballast);
+        assert_eq!(rig.put(CHUNK, CHUNK, 2), Ok(()));
+        assert_eq!(mount.status().store_full_since, None, "rings: {rings}");
+    }
+}
+
+#[test]
 fn the_pull_waits_for_room_and_goes_on() {
     let _turn = turn();
     let Some(tmpfs) = Tmpfs::new(6 << 20) else {

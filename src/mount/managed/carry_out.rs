@@ -8,6 +8,7 @@ use super::Shared;
 use super::serve::Serving;
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::managed::queue::touched_blocks;
+use crate::volume::state_map::WriteStart;
 use crate::volume::{Backend, Op, Outcome, Priority, Request, RequestMemory};
 
 /// The store takes no parts of a sector.
@@ -94,6 +95,12 @@ impl Shared {
             })
             .await
             .map_err(|error| self.store_failed("write", offset, len, &error))?;
+        let room = &self.store.room;
+        match start {
+            WriteStart::Claimed => room.taken(),
+            _ if room.full_since().is_some() => _ = room.maybe_taken(),
+            _ => {}
+        }
         if request.fua {
             self.flush(serving).await?;
         }

@@ -43,7 +43,7 @@ mod zero;
 mod zeros;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ use self::told::Told;
 use self::zeros::Zeros;
 use super::deadline::Deadline;
 use crate::backend::Resource;
-use crate::volume::cache::{CacheDirectory, Checkpointer, OpenedCache};
+use crate::volume::cache::{CacheDirectory, Checkpointer, FoundState, OpenedCache};
 use crate::volume::managed::{Latencies, ManagedStore, Touched};
 use crate::volume::misses::MISSES_MAX;
 use crate::volume::state_map::Heat;
@@ -142,8 +142,6 @@ struct Shared {
     counters: Counters,
     miss_times: Latencies,
     last_error: Mutex<Option<String>>,
-    /// Since when the store has had no room; 0 for no such time. In seconds since 1970.
-    full_since: AtomicU64,
     tasks: Tasks,
 }
 
@@ -193,7 +191,7 @@ impl ManagedMount {
             origin.geometry,
             misses,
             options.durability,
-            touched(&options, &origin.geometry)?,
+            touched(&options, &origin.geometry, &cache.found.state)?,
         ));
         let seedable = options.seedable;
         let slots = store
@@ -403,7 +401,6 @@ impl Shared {
             counters: Counters::default(),
             miss_times: Latencies::default(),
             last_error: Mutex::default(),
-            full_since: AtomicU64::new(0),
             tasks: Tasks::default(),
             checkpointer: Arc::new(checkpointer),
             origin: backend,
@@ -428,19 +425,36 @@ impl Shared {
     }
 }
 
-/// Where to note which chunks are touched, if that is wanted.
-fn touched(options: &ManagedOptions, geometry: &Geometry) -> Result<Option<Touched>> {
+/// Where to note which chunks are touched, if that is wanted. A mount that goes on for one that has died
+/// goes on with what that has recorded; any other begins anew.
+fn touched(
+    options: &ManagedOptions,
+    geometry: &Geometry,
+    found: &FoundState,
+) -> Result<Option<Touched>> {
     let Some(path) = &options.record_heat else {
         return Ok(None);
     };
     order::check_writable(path)?;
     let touched = Touched::new(geometry.device_bytes(), options.chunk_bytes);
-    touched.map(Some).ok_or_else(|| {
+    let touched = touched.ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidInput,
             "the volume has too many chunks to record which are touched: use a larger --chunk-size",
         )
-    })
+    })?;
+    if *found != FoundState::Continued || !path.exists() {
+        return Ok(Some(touched));
+    }
+    match PullOrder::load(path) {
+        Ok(order) => Ok(Some(
+            touched.after(&order.first(geometry, options.chunk_bytes)),
+        )),
+        Err(error) => {
+            tracing::warn!("what was touched before is not known: {}", error.chain());
+            Ok(Some(touched))
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -4,7 +4,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::UNIX_EPOCH;
 
 use tokio::time::Instant;
 
@@ -277,11 +276,7 @@ impl Shared {
         len: usize,
         error: &io::Error,
     ) -> Errno {
-        if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
-            let now = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-            let relaxed = Ordering::Relaxed;
-            let _ = self.full_since.compare_exchange(0, now, relaxed, relaxed);
-        }
+        self.store.room.refused(Errno::from(error));
         let failures = self.counters.store_failures.fetch_add(1, Ordering::Relaxed) + 1;
         if failures.is_power_of_two() {
             tracing::error!(what, offset, len, %error, failures, "the local store failed");

@@ -96,8 +96,8 @@ impl Shared {
     /// Bytes are in the store that were not.
     pub(super) fn stored(&self, bytes: u64, data_bytes: u64) {
         self.pulling.moved(bytes, Instant::now());
-        if data_bytes > 0 && self.full_since.swap(0, Relaxed) != 0 {
-            tracing::info!("the local store has room again");
+        if data_bytes > 0 {
+            self.store.room.taken();
         }
     }
 
@@ -121,7 +121,7 @@ impl Shared {
         let local_bytes = (counts.present * BLOCK_BYTES).min(size_bytes);
         let pulls = !matches!(self.options.pull, PullOrder::Nothing);
         let pull_rate = self.pulling.rate(now);
-        let full_since = self.full_since.load(Relaxed);
+        let store_full_since = self.store.room.full_since();
         let missed_reads = self.store.missed.load(Relaxed);
         let hit_reads = reads.saturating_sub(missed_reads);
         ManagedStatus {
@@ -137,8 +137,11 @@ impl Shared {
             pull_rate_best: self.downlink.rate() as u64,
             push_rate_best: self.uplink.rate() as u64,
             pulls,
-            seconds_left: (pulls && local_bytes < size_bytes && pull_rate > 0 && full_since == 0)
-                .then(|| (size_bytes - local_bytes).div_ceil(pull_rate)),
+            seconds_left: (pulls
+                && local_bytes < size_bytes
+                && pull_rate > 0
+                && store_full_since.is_none())
+            .then(|| (size_bytes - local_bytes).div_ceil(pull_rate)),
             fetches_under_way: self.fetches.count() as u64,
             missed_reads,
             hit_reads,
@@ -148,7 +151,7 @@ impl Shared {
             timeouts: self.deadline.timeouts().load(Relaxed),
             origin_failures: counters.origin_failures.load(Relaxed),
             store_failures: counters.store_failures.load(Relaxed),
-            store_full_since: (full_since > 0).then_some(full_since),
+            store_full_since,
             chunks_untold: self.told.as_ref().map_or(0, Told::untold),
             away_since: away_since
                 .and_then(|since| since.duration_since(UNIX_EPOCH).ok())

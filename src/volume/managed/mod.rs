@@ -6,6 +6,7 @@
 
 mod latency;
 pub(crate) mod queue;
+mod room;
 mod touched;
 
 use std::io;
@@ -16,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 pub use latency::{Latencies, LatencyStep, LatencySummary};
+pub use room::Room;
 pub use touched::Touched;
 
 use super::file::FileStore;
@@ -53,6 +55,8 @@ pub struct ManagedStore {
     pub hits: Latencies,
     /// Reads that had to wait for the origin.
     pub missed: AtomicU64,
+    /// Whether it has room.
+    pub room: Room,
     slots_taken: AtomicU32,
     claims: Claims,
 }
@@ -76,6 +80,7 @@ impl ManagedStore {
             touched,
             hits: Latencies::default(),
             missed: AtomicU64::new(0),
+            room: Room::default(),
             slots_taken: AtomicU32::new(0),
             claims: Claims::default(),
         }

@@ -53,6 +53,8 @@ pub(in crate::volume) struct ManagedQueue {
     first_slot: u32,
     held: Box<[Held]>,
     until_sample: u32,
+    /// The store had no room for a write of this queue.
+    was_refused: bool,
 }
 
 impl ManagedQueue {
@@ -61,6 +63,7 @@ impl ManagedQueue {
             first_slot: store.take_slots(u32::from(depth))?,
             held: (0..depth).map(|_| Held::Nothing).collect(),
             until_sample: SAMPLE_EVERY,
+            was_refused: false,
             store,
         })
     }
@@ -197,6 +200,7 @@ impl ManagedQueue {
                 if map.end_write(self.slot(tag), blocks, start, outcome.is_ok()) {
                     self.store.claim_released();
                 }
+                self.note_room(start, outcome);
                 if fua && outcome.is_ok() {
                     return self.make_durable(io, ring, tag);
                 }
@@ -243,6 +247,18 @@ impl ManagedQueue {
     fn note_touched(&self, request: &Request) {
         if let Some(touched) = &self.store.touched {
             touched.note(request.offset, request.len_bytes);
+        }
+    }
+
+    /// What a write tells of the room in the store. Writing over what is here looks at nothing that
+    /// queues share.
+    #[inline]
+    fn note_room(&mut self, start: WriteStart, outcome: Outcome) {
+        match outcome {
+            Err(errno) => self.was_refused |= self.store.room.refused(errno),
+            Ok(()) if matches!(start, WriteStart::Claimed) => self.store.room.taken(),
+            Ok(()) if self.was_refused => self.was_refused = !self.store.room.maybe_taken(),
+            Ok(()) => {}
         }
     }
 

@@ -27,6 +27,15 @@ impl Touched {
         })
     }
 
+    /// These chunks were touched before all others, in this order.
+    #[must_use]
+    pub fn after(self, earlier: &[ChunkIndex]) -> Self {
+        for chunk in earlier {
+            self.note(chunk.start(self.chunk_bytes), 1);
+        }
+        self
+    }
+
     /// These bytes were asked for.
     pub fn note(&self, offset: ByteOffset, len_bytes: u64) {
         let last = offset.advanced(len_bytes.saturating_sub(1));
@@ -81,6 +90,16 @@ mod tests {
         }
         let order: Vec<u64> = touched.order().into_iter().map(|chunk| chunk.0).collect();
         assert_eq!(order, [10, 0, 1, 2]);
+    }
+
+    #[test]
+    fn what_an_earlier_life_touched_stays_first() {
+        let touched = Touched::new(1 << 20, 64 << 10).expect("few chunks");
+        let touched = touched.after(&[9, 3, 1000].map(ChunkIndex));
+        for chunk in [3, 2, 9, 0] {
+            touched.note(ChunkIndex(chunk).start(64 << 10), 4096);
+        }
+        assert_eq!(touched.order(), [9, 3, 2, 0].map(ChunkIndex));
     }
 
     #[test]
