@@ -53,18 +53,18 @@ pub(super) struct ManagedArgs {
     #[arg(long, value_enum, default_value = "disk", value_name = "KIND")]
     pub(super) store: StoreKind,
 
-    /// What is fetched at once: a power of two from 4KiB to 4MiB
-    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = parse_chunk)]
-    chunk_size: u64,
+    /// What is fetched at once: a power of two from 4KiB to 4MiB [default: 256KiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_chunk)]
+    chunk_size: Option<u64>,
 
-    /// How many chunks the background pulls at once, at most
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = workers())]
-    pull_workers: u32,
+    /// How many chunks the background pulls at once, at most [default: 64]
+    #[arg(long, value_name = "N", value_parser = workers())]
+    pull_workers: Option<u32>,
 
     /// In which order the background pulls: sequential, none, or a file with a line `OFFSET LENGTH` for
-    /// each range, the most urgent first (as --record-heat writes it)
-    #[arg(long, value_name = "ORDER", default_value = "sequential")]
-    pull_order: String,
+    /// each range, the most urgent first (as --record-heat writes it) [default: sequential]
+    #[arg(long, value_name = "ORDER")]
+    pull_order: Option<String>,
 
     /// Make the device only when everything is local
     #[arg(long)]
@@ -79,13 +79,13 @@ pub(super) struct ManagedArgs {
     #[arg(long, value_enum, default_value = "on", value_name = "SWITCH")]
     push: Switch,
 
-    /// How many runs of blocks are pushed at once, at most
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = workers())]
-    push_workers: u32,
+    /// How many runs of blocks are pushed at once, at most [default: 64]
+    #[arg(long, value_name = "N", value_parser = workers())]
+    push_workers: Option<u32>,
 
-    /// For how many seconds local writes gather before they are pushed
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
-    push_interval: Duration,
+    /// For how many seconds local writes gather before they are pushed [default: 1]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    push_interval: Option<Duration>,
 
     /// The most that is pushed, in bytes a second
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
@@ -96,13 +96,13 @@ pub(super) struct ManagedArgs {
     #[arg(long, value_enum, value_name = "PROMISE")]
     durability: Option<Promise>,
 
-    /// How far to read ahead of sequential misses; 0 for not at all
-    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_size)]
-    read_ahead: u64,
+    /// How far to read ahead of sequential misses; 0 for not at all [default: 8MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    read_ahead: Option<u64>,
 
-    /// The most memory for bytes on their way
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
-    memory_limit: u64,
+    /// The most memory for bytes on their way [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory_limit: Option<u64>,
 
     /// Write to FILE in which order chunks were first touched, for --pull-order: when the mount ends,
     /// and every few seconds before. A mount that goes on for one that was killed adds to what is there
@@ -166,10 +166,17 @@ impl ManagedArgs {
         let given = [
             (self.cache.is_some(), "--cache"),
             (self.store == StoreKind::Mem, "--store"),
+            (self.chunk_size.is_some(), "--chunk-size"),
+            (self.pull_workers.is_some(), "--pull-workers"),
+            (self.pull_order.is_some(), "--pull-order"),
             (self.pull_first, "--pull-first"),
             (self.pull_rate.is_some(), "--pull-rate"),
             (self.push == Switch::Off, "--push"),
+            (self.push_workers.is_some(), "--push-workers"),
+            (self.push_interval.is_some(), "--push-interval"),
             (self.push_rate.is_some(), "--push-rate"),
+            (self.read_ahead.is_some(), "--read-ahead"),
+            (self.memory_limit.is_some(), "--memory-limit"),
             (self.durability.is_some(), "--durability"),
             (self.record_heat.is_some(), "--record-heat"),
             (self.discard_dirty, "--discard-dirty"),
@@ -188,6 +195,7 @@ impl ManagedArgs {
     /// What is fetched at once, in bytes.
     pub(super) fn chunk_bytes(&self) -> u64 {
         self.chunk_size
+            .unwrap_or(ManagedOptions::default().chunk_bytes)
     }
 
     /// What these options mean; hooks that run will be in `running`.
@@ -196,22 +204,23 @@ impl ManagedArgs {
         io_timeout: Option<Duration>,
         running: &Arc<RunningHooks>,
     ) -> Result<ManagedOptions> {
+        let usual = ManagedOptions::default();
         let options = ManagedOptions {
-            chunk_bytes: self.chunk_size,
+            chunk_bytes: self.chunk_bytes(),
             pull: self.pull_order()?,
-            pull_workers: self.pull_workers,
+            pull_workers: self.pull_workers.unwrap_or(usual.pull_workers),
             push: self.pushes(),
-            push_workers: self.push_workers,
-            push_interval: self.push_interval,
+            push_workers: self.push_workers.unwrap_or(usual.push_workers),
+            push_interval: self.push_interval.unwrap_or(usual.push_interval),
             durability: self.durability(),
             pull_rate: self.pull_rate,
             push_rate: self.push_rate,
-            read_ahead_bytes: self.read_ahead,
-            memory_limit_bytes: self.memory_limit,
+            read_ahead_bytes: self.read_ahead.unwrap_or(usual.read_ahead_bytes),
+            memory_limit_bytes: self.memory_limit.unwrap_or(usual.memory_limit_bytes),
             io_timeout,
             record_heat: self.record_heat.clone(),
             seedable: false,
-            hooks: self.hooks.hooks(self.chunk_size, running),
+            hooks: self.hooks.hooks(self.chunk_bytes(), running),
         };
         options.check()?;
         if self.pull_first && matches!(options.pull, PullOrder::Nothing) {
@@ -231,7 +240,7 @@ impl ManagedArgs {
                 tracing::warn!(
                     "{}, line {}: this range, and {} further ones, lie behind the end of the volume, which has \
                      {size_bytes} bytes; what is behind it is left out",
-                    self.pull_order,
+                    self.pull_order.as_deref().unwrap_or_default(),
                     first.line,
                     beyond.count()
                 );
@@ -240,10 +249,10 @@ impl ManagedArgs {
     }
 
     pub(super) fn pull_order(&self) -> Result<PullOrder> {
-        match self.pull_order.as_str() {
-            "sequential" => Ok(PullOrder::Sequential),
-            "none" => Ok(PullOrder::Nothing),
-            file => PullOrder::load(Path::new(file)),
+        match self.pull_order.as_deref() {
+            None | Some("sequential") => Ok(PullOrder::Sequential),
+            Some("none") => Ok(PullOrder::Nothing),
+            Some(file) => PullOrder::load(Path::new(file)),
         }
     }
 

@@ -203,7 +203,7 @@ impl Args {
         }
         self.managed.pull_order()?;
         let options = self.managed.options(self.io_timeout(), &Arc::default());
-        options.map(drop).map_err(Failure::Usage)
+        Ok(options.map_err(Failure::Usage)?.check_record()?)
     }
 
     /// The arguments of a mount that is repeated after its process has died.
@@ -373,7 +373,7 @@ impl Args {
             .await
             .map_err(|error| {
                 let error = store.explained(error, self.managed.chunk_bytes());
-                store.forget_unused();
+                store.forget_made();
                 error
             })?;
         Ok((remote, Some((cache, store))))

@@ -33,6 +33,8 @@ pub(super) struct StorePlace {
     pub(super) persistent: bool,
     /// It is kept when the mount ends.
     pub(super) keep: bool,
+    /// Its directory was there before.
+    existed: bool,
 }
 
 /// Where the store of `resource` is: the directory that was asked for, or one of its own that nobody
@@ -44,6 +46,7 @@ pub(super) fn choose(args: &ManagedArgs, resource: &str) -> Result<StorePlace> {
     if let Some(path) = &args.cache {
         return Ok(StorePlace {
             path: path.clone(),
+            existed: path.exists(),
             persistent: true,
             keep: true,
         });
@@ -63,6 +66,7 @@ pub(super) fn choose(args: &ManagedArgs, resource: &str) -> Result<StorePlace> {
     });
     if let Some(path) = store_choice::choose(candidates.collect(), resource)? {
         return Ok(StorePlace {
+            existed: path.exists(),
             path,
             persistent,
             keep: false,
@@ -113,6 +117,13 @@ impl StorePlace {
     /// Removes its directory, unless that is the user's or has anything in it.
     pub(super) fn forget_unused(&self) {
         if !self.keep {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
+    /// Removes its directory after a mount that came to nothing, if that has made it and left nothing there.
+    pub(super) fn forget_made(&self) {
+        if !(self.keep && self.existed) {
             let _ = fs::remove_dir(&self.path);
         }
     }

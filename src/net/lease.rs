@@ -156,7 +156,7 @@ fn copied(record: &Record) -> Refused {
         reason: Refusal::Fenced,
         message: format!(
             "another copy of this local store was mounted since this one was, or another store \
-             (epoch {}); was its directory copied or restored?",
+             (epoch {}): its directory may have been copied or restored",
             record.epoch
         ),
     }

@@ -140,6 +140,44 @@ fn each_chunk_is_told_of_once_when_all_of_it_is_local() {
     );
 }
 
+/// What a file of touched chunks says, but for the chunk that the kernel may have looked at first.
+fn touched(heat: &str) -> Vec<String> {
+    let recorded = fs::read_to_string(heat).unwrap_or_default();
+    let lines = recorded.lines().filter(|it| !it.starts_with(['#', '0']));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn what_was_recorded_before_a_kill_is_kept_and_a_new_run_begins_anew() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let (heat, cache) = (host.text("heat"), host.text("cache"));
+    let args = [
+        "--pull-order",
+        "none",
+        "--record-heat",
+        &heat,
+        "--cache",
+        &cache,
+    ];
+    let line = |chunk| format!("{} {CHUNK}", chunk * CHUNK);
+    let mut mount = host.mount(&args);
+    mount.read(40 * CHUNK, 4096);
+    mount.read(7 * CHUNK, 4096);
+    until("it was written", || touched(&heat).len() == 2);
+    mount.crash();
+    host.succeeds(&["stop", "disk"]);
+    let mount = host.mount(&args);
+    mount.read(21 * CHUNK, 4096);
+    mount.read(7 * CHUNK, 4096);
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(touched(&heat), [40, 7, 21].map(line));
+    let mount = host.mount(&args);
+    mount.read(5 * CHUNK, 4096);
+    host.succeeds(&["stop", "disk"]);
+    assert_eq!(touched(&heat), [5].map(line));
+}
+
 #[test]
 fn what_was_touched_first_is_recorded_and_pulled_first_the_next_time() {
     let Some(host) = Host::new() else { return };

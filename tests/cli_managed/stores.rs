@@ -257,7 +257,67 @@ fn a_mount_that_never_reached_its_server_leaves_nothing() {
     assert!(host.stores().is_empty(), "{:?}", host.stores());
     let cache = host.text("cache");
     host.fails(&mount_args(&ticket, &cache), &["no answer from"]);
-    assert_eq!(fs::read_dir(&cache).unwrap().count(), 0);
+    assert!(!fs::exists(&cache).unwrap(), "it was made for nothing");
+    fs::create_dir(&cache).unwrap();
+    host.fails(&mount_args(&ticket, &cache), &["no answer from"]);
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 0, "it is the user's");
+}
+
+#[test]
+fn what_cannot_be_recorded_is_said_before_anything_is_made() {
+    let Some(host) = Host::new() else { return };
+    // Nobody has to be asked for that.
+    host.serve().end();
+    let (ticket, cache) = (host.ticket(), host.text("cache"));
+    let heat = host.text("missing/heat");
+    let args = [&mount_args(&ticket, &cache)[..], &["--record-heat", &heat]].concat();
+    host.fails(&args, &["cannot record what is touched", &heat]);
+    assert!(!fs::exists(&cache).unwrap());
+}
+
+#[test]
+fn a_store_without_its_data_is_damaged_for_everybody_and_nothing_is_made_there() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let cache = left_cache(&host, false);
+    let damages: [(&str, &dyn Fn()); 2] = [
+        ("`data` has 4096 bytes", &|| {
+            let data = File::options().write(true).open(host.path("cache/data"));
+            data.unwrap().set_len(4096).unwrap();
+        }),
+        ("there is no `data`", &|| {
+            fs::remove_file(host.path("cache/data")).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        damage();
+        let there = fs::read_dir(&cache).unwrap().count();
+        host.fails(&mount_args(&host.ticket(), &cache), &[what]);
+        host.fails(&["cache", "show", &cache], &[what]);
+        host.fails(&["cache", "drop", &cache], &[what, "--discard-dirty"]);
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), there, "{what}");
+    }
+    host.succeeds(&["cache", "drop", &cache, "--discard-dirty"]);
+}
+
+#[test]
+fn a_store_without_its_meta_is_damaged_for_everybody_and_leaves_nothing_when_dropped() {
+    let Some(host) = Host::new() else { return };
+    let _server = host.serve();
+    let cache = host.text("cache");
+    let mut mount = host.mount(&[&["--cache", cache.as_str()], &KEEP_DIRTY[..]].concat());
+    mount.write(0, &pattern(0, 4096, 1));
+    mount.crash();
+    host.succeeds(&["stop", "disk"]);
+    fs::remove_file(host.path("cache/meta")).unwrap();
+    let what = "there is no `meta`";
+    host.fails(&mount_args(&host.ticket(), &cache), &[what]);
+    host.fails(&["cache", "show", &cache], &[what]);
+    host.fails(&["cache", "drop", &cache], &[what, "--discard-dirty"]);
+    let live_maps = || fs::read_dir(host.path("run/.stores")).unwrap().count();
+    assert_eq!(live_maps(), 1);
+    host.succeeds(&["cache", "drop", &cache, "--discard-dirty"]);
+    assert_eq!(live_maps(), 0);
 }
 
 #[test]

@@ -435,7 +435,7 @@ fn touched(
     let Some(path) = &options.record_heat else {
         return Ok(None);
     };
-    order::check_writable(path)?;
+    options.check_record()?;
     let touched = Touched::new(geometry.device_bytes(), options.chunk_bytes);
     let touched = touched.ok_or_else(|| {
         Error::new(

@@ -127,6 +127,17 @@ impl ManagedOptions {
     }
 }
 
+impl ManagedOptions {
+    /// Whether what is to be recorded can be: before anything is begun.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_record(&self) -> Result<()> {
+        let path = self.record_heat.as_ref();
+        path.map_or(Ok(()), |path| super::order::check_writable(path))
+    }
+}
+
 /// A call when something happens. It may block; the mount goes on meanwhile where it can.
 pub type Hook = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 

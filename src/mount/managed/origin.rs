@@ -109,7 +109,7 @@ async fn make(
             let never_heard = error.kind() == ErrorKind::Unreachable && opening.is_first();
             if is_refusal(error.kind()) || never_heard {
                 // Nobody knows of this store.
-                let _ = discard(&store.path, &store.run_directory, Discard::EvenDirty);
+                let _ = CacheDirectory::undo_begin(&store.path, &store.run_directory, opening);
             }
             return Err(error);
         }
@@ -117,7 +117,7 @@ async fn make(
     let size_bytes = remote.geometry().resource_bytes();
     if size_bytes > store.size_bytes_max {
         let _ = remote.close().await;
-        let _ = discard(&store.path, &store.run_directory, Discard::EvenDirty);
+        let _ = CacheDirectory::undo_begin(&store.path, &store.run_directory, opening);
         return Err(Error::new(
             ErrorKind::InvalidInput,
             format!(

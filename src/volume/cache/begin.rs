@@ -5,7 +5,7 @@ use std::path::Path;
 use super::files::OsDirectory;
 use super::meta::{Meta, Openings, Token, UNANSWERED_MAX};
 use super::open::Place;
-use super::{CacheDirectory, lock};
+use super::{CacheDirectory, discard, lock};
 use crate::volume::instance;
 use crate::{Context, Result};
 
@@ -56,7 +56,8 @@ impl CacheDirectory {
             OsDirectory::make(path).context_io(|| format!("cannot make the directory {name}"))?;
         let place = Place::at(path, run_directory)?;
         place.refuse_other_things()?;
-        let data = lock::plain(&lock::open_data(&directory, path, true)?, path)?;
+        let locked = place.lock_data(&directory, path)?;
+        let data = lock::plain(&locked, path)?;
         let begun = match place.read_meta()? {
             Some(known) if !known.making => {
                 return Ok(Begun::Known {
@@ -75,6 +76,29 @@ impl CacheDirectory {
         meta.write(&*place.directory)
             .context_io(|| format!("cannot begin a cache in {name}"))?;
         Ok(Begun::New(opening))
+    }
+
+    /// Undoes [`begin`](Self::begin) for an opening that the server has refused: removes what was begun, unless
+    /// another process is about to make a store of it.
+    ///
+    /// # Errors
+    /// `Busy` while another process has it, and what the operating system reports.
+    pub fn undo_begin(path: &Path, run_directory: &Path, opening: Opening) -> Result<()> {
+        let place = Place::at(path, run_directory)?;
+        let locked = lock::open_data(&OsDirectory::at(path), path, false)?;
+        let data = lock::plain(&locked, path)?;
+        let Some(mut meta) = place.read_meta()? else {
+            return Ok(());
+        };
+        if !meta.making || meta.store != opening.store {
+            return Ok(());
+        }
+        meta.openings.forget(opening.token);
+        if meta.openings == Openings::default() {
+            return discard::remove(&place, &*data, Some(meta));
+        }
+        meta.write(&*place.directory)
+            .context_io(|| format!("cannot write to the cache in {}", path.display()))
     }
 
     /// Begins one more opening of the store, durably.
@@ -197,6 +221,30 @@ impl Openings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn begun(path: &Path, run: &Path) -> Opening {
+        match CacheDirectory::begin(path, run, true).expect("begun") {
+            Begun::New(opening) => opening,
+            Begun::Known { .. } => panic!("there is none yet"),
+        }
+    }
+
+    #[test]
+    fn what_another_process_has_begun_is_not_removed_by_one_that_was_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, run) = (directory.path().join("cache"), directory.path().join("run"));
+        let refused = begun(&path, &run);
+        let other = begun(&path, &run);
+        CacheDirectory::undo_begin(&path, &run, refused).expect("undone");
+        let again = begun(&path, &run);
+        assert_eq!(again.store, other.store, "it is still there");
+        assert!(!again.earlier.contains(&refused.token));
+        assert!(again.earlier.contains(&other.token));
+        for opening in [again, other] {
+            CacheDirectory::undo_begin(&path, &run, opening).expect("undone");
+        }
+        assert_eq!(std::fs::read_dir(&path).expect("there").count(), 0);
+    }
 
     #[test]
     fn each_opening_has_a_token_of_its_own_until_too_many_were_not_answered() {

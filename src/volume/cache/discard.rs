@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::files::{OsDirectory, StoreFile};
 use super::inspect::no_cache;
+use super::live::LivePlace;
 use super::map_file::MAP;
 use super::meta::{META, META_NEW, Meta};
 use super::open::{NO_META, Place, begins_with, give_up_all};
@@ -38,7 +39,10 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
         Err(error) if !begins_like_a_cache(&directory) => return Err(error),
         other => other,
     };
-    let data = lock::open_data(&directory, path, true)?;
+    let data = match what {
+        Discard::Clean => place.lock_data(&directory, path)?,
+        Discard::EvenDirty => lock::open_data(&directory, path, true)?,
+    };
     if what == Discard::Clean {
         let no_meta = || place.refuse(ErrorKind::Damaged, NO_META.to_owned());
         let meta = meta?.ok_or_else(no_meta)?;
@@ -47,6 +51,7 @@ pub fn discard(path: &Path, run_directory: &Path, what: Discard) -> Result<()> {
                 "may have lost local writes, as its disk failed to sync it, and may hold others";
             return Err(place.refuse(ErrorKind::Dirty, what.to_owned()));
         }
+        place.check_data(&*lock::plain(&data, path)?, &meta)?;
         let dirty_bytes = place.held(&meta)?.dirty_bytes;
         if dirty_bytes != 0 {
             let dirty = format_size(dirty_bytes);
@@ -92,18 +97,15 @@ fn begins_like_a_cache(directory: &OsDirectory) -> bool {
 }
 
 /// At every moment of it there is a cache that is empty or being made, or none.
-fn remove(place: &Place, data: &dyn StoreFile, meta: Option<Meta>) -> Result<()> {
+pub(super) fn remove(place: &Place, data: &dyn StoreFile, meta: Option<Meta>) -> Result<()> {
     let directory = &*place.directory;
-    let meta = match meta {
-        Some(meta) => Some((place.live(&meta)?, meta)),
-        None => None,
-    };
+    let numbers = directory.file_numbers(DATA);
     let remove = || {
-        if let Some((live, mut meta)) = meta {
+        if let Some(mut meta) = meta {
             meta.making = true;
             meta.write(directory)?;
-            live.remove()?;
         }
+        LivePlace::remove_all_of(&place.run_directory, numbers?)?;
         data.set_len(0)?;
         data.sync_data()?;
         directory.remove(MAP)?;

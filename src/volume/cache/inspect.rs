@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::files::OsDirectory;
 use super::layout::Layout;
-use super::lock;
-use super::map_file::{MapFile, MapKind};
+use super::map_file::{MAP, MapFile, MapKind};
 use super::meta::Meta;
-use super::open::{Place, live_key, map_kind};
+use super::open::{NO_META, Place, begins_with, live_key, map_kind};
+use super::{lock, page};
 use crate::volume::StateMap;
 use crate::volume::geometry::{BLOCK_BYTES, RegionIndex};
 use crate::volume::instance;
@@ -63,9 +63,19 @@ pub struct Held {
 /// read, and what the operating system reports.
 pub fn inspect(path: &Path, run_directory: &Path) -> Result<CacheReport> {
     let place = Place::at(path, run_directory)?;
-    let meta = place.read_meta()?.ok_or_else(|| no_cache(path))?;
-    let contents = match lock::open_data(&OsDirectory::at(path), path, false) {
-        Ok(_locked) => Contents::Idle(place.held(&meta)?),
+    let directory = OsDirectory::at(path);
+    let meta =
+        place
+            .read_meta()?
+            .ok_or_else(|| match begins_with(&directory, MAP, page::MAGIC) {
+                true => place.refuse(ErrorKind::Damaged, NO_META.to_owned()),
+                false => no_cache(path),
+            })?;
+    let contents = match place.lock_known(&directory, path) {
+        Ok(locked) => {
+            place.check_data(&*lock::plain(&locked, path)?, &meta)?;
+            Contents::Idle(place.held(&meta)?)
+        }
         Err(error) if error.kind() == ErrorKind::Busy => {
             Contents::InUse(lock::holder_of(&OsDirectory::at(path)))
         }

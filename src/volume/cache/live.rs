@@ -79,6 +79,25 @@ impl LivePlace {
         removed(&self.map)?;
         removed(&self.failed)
     }
+
+    /// Removes all of whatever store has, or had, this `data`: of one that is damaged nobody knows the
+    /// UUID.
+    pub(super) fn remove_all_of(run_directory: &Path, data: [u64; 2]) -> io::Result<()> {
+        let [device, inode] = data;
+        let ends = ["live", "failed"].map(|kind| format!("-{device:x}-{inode:x}.{kind}"));
+        let entries = match fs::read_dir(run_directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for entry in entries {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            if ends.iter().any(|end| name.ends_with(end)) {
+                removed(&run_directory.join(&*name))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn removed(path: &Path) -> io::Result<()> {

@@ -151,7 +151,7 @@ impl CacheDirectory {
             OsDirectory::make(path).context_io(|| format!("cannot make the directory {name}"))?;
         let place = Place::at(path, &options.run_directory)?;
         place.refuse_other_things()?;
-        let data = lock::open_data(&directory, path, true)?;
+        let data = place.lock_data(&directory, path)?;
         let meta = place.prepare(&*lock::plain(&data, path)?, options)?;
         let file_options = FileOptions {
             read_only: false,

@@ -1,16 +1,19 @@
 //! Opening a cache: what its files say, which of its states counts, and making one where there is
 //! none.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::Flock;
+
 use super::checkpointer::Checkpointer;
-use super::files::{StoreDirectory, StoreFile};
+use super::files::{OsDirectory, StoreDirectory, StoreFile};
 use super::live::LivePlace;
 use super::map_file::{MAP, MapFile, MapKind};
 use super::meta::{META, META_NEW, Meta, MetaFile};
-use super::{AfterFailedSync, CacheOptions, DATA, Found, FoundState, page};
+use super::{AfterFailedSync, CacheOptions, DATA, Found, FoundState, lock, page};
 use crate::volume::StateMap;
 use crate::volume::format_size;
 use crate::volume::geometry::BLOCK_BYTES;
@@ -107,7 +110,40 @@ impl Place {
         Ok(())
     }
 
-    fn check_data(&self, data: &dyn StoreFile, meta: &Meta) -> Result<()> {
+    /// Locks `data`, and makes it where there is no cache yet.
+    pub(super) fn lock_data(&self, directory: &OsDirectory, path: &Path) -> Result<Flock<File>> {
+        loop {
+            if !self.is_made()? {
+                return lock::open_data(directory, path, true);
+            }
+            match self.lock_known(directory, path) {
+                // Somebody removes all of it at this moment.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The same where there is one.
+    pub(super) fn lock_known(&self, directory: &OsDirectory, path: &Path) -> Result<Flock<File>> {
+        match lock::open_data(directory, path, false) {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_made()? => {
+                let what = format!("is damaged: there is no `{DATA}`");
+                Err(self.refuse(ErrorKind::Damaged, what))
+            }
+            other => other,
+        }
+    }
+
+    fn is_made(&self) -> Result<bool> {
+        Ok(self.read_meta()?.is_some_and(|meta| !meta.making))
+    }
+
+    /// Whether `data` is as long as it has to be.
+    pub(super) fn check_data(&self, data: &dyn StoreFile, meta: &Meta) -> Result<()> {
+        if meta.making {
+            return Ok(());
+        }
         let len_bytes = data
             .len_bytes()
             .context_io(|| format!("cannot examine `{DATA}` in {}", self.name))?;
