@@ -95,9 +95,9 @@ impl HookArgs {
             }),
             before_close: plain("--on-before-close", &self.on_before_close),
             chunk_is_local: command("--on-chunk-local", &self.on_chunk_local).map(|command| {
-                let told = Told::new(command);
+                let fed = FedCommand::new(command);
                 let hook: Arc<dyn Fn(ChunkIndex) + Send + Sync> = Arc::new(move |chunk| {
-                    told.tell(format!("{} {chunk_bytes}\n", chunk.start(chunk_bytes)));
+                    fed.tell(format!("{} {chunk_bytes}\n", chunk.start(chunk_bytes)));
                 });
                 hook
             }),
@@ -107,7 +107,7 @@ impl HookArgs {
 
 /// A command that is told of chunks by a thread of its own. It is to end when its standard input does,
 /// with the mount.
-struct Told {
+struct FedCommand {
     command: HookCommand,
     teller: Mutex<Teller>,
 }
@@ -124,7 +124,7 @@ enum State {
     Gone,
 }
 
-impl Told {
+impl FedCommand {
     fn new(command: HookCommand) -> Self {
         Self {
             command,
@@ -185,7 +185,7 @@ fn pass_on(mut stdin: ChildStdin, lines: &Receiver<String>) {
     }
 }
 
-impl Drop for Told {
+impl Drop for FedCommand {
     fn drop(&mut self) {
         let teller = self.teller.get_mut();
         let teller = teller.unwrap_or_else(PoisonError::into_inner);
@@ -203,8 +203,8 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    fn told(text: String, limit: Duration) -> Told {
-        Told::new(HookCommand {
+    fn fed(text: String, limit: Duration) -> FedCommand {
+        FedCommand::new(HookCommand {
             option: "--on-chunk-local",
             text,
             limit,
@@ -214,17 +214,17 @@ mod tests {
 
     #[test]
     fn a_command_that_does_not_listen_stops_nobody_and_is_ended_with_the_mount() {
-        let told = told("exec sleep 600".to_owned(), Duration::from_millis(100));
+        let fed = fed("exec sleep 600".to_owned(), Duration::from_millis(100));
         let begun = Instant::now();
         // More than the pipe and the queue hold.
         for chunk in 0..LINES_MAX + 100_000 {
-            told.tell(format!("{chunk} 4096\n"));
+            fed.tell(format!("{chunk} 4096\n"));
         }
         assert!(matches!(
-            told.teller.lock().expect("whole").state,
+            fed.teller.lock().expect("whole").state,
             State::Gone
         ));
-        drop(told);
+        drop(fed);
         assert!(
             begun.elapsed() < Duration::from_secs(60),
             "{:?}",
@@ -237,10 +237,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let file = directory.path().join("chunks");
         let text = format!("sleep 0.2; exec cat >{}", file.display());
-        let told = told(text, Duration::from_secs(60));
+        let fed = fed(text, Duration::from_secs(60));
         let lines: Vec<String> = (0..1000).map(|chunk| format!("{chunk} 4096\n")).collect();
-        lines.iter().for_each(|line| told.tell(line.clone()));
-        drop(told);
+        lines.iter().for_each(|line| fed.tell(line.clone()));
+        drop(fed);
         let arrived = std::fs::read_to_string(&file).expect("written");
         assert_eq!(arrived, lines.concat());
     }

@@ -10,7 +10,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::buffers::Buffer;
-use super::fetch::runs_of_blocks;
+use super::fill::runs_of_blocks;
 use super::{Shared, zeros};
 use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, ByteOffset};
 use crate::volume::{Backend, Priority};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Hook, Shared, heat};
+use super::{Hook, Shared, touch_record};
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How long the end of a mount waits for writes to the origin that were given up.
@@ -18,11 +18,11 @@ impl Shared {
         }
         self.store.misses.close();
         self.tasks.ended().await;
-        if let Some(told) = &self.told {
-            told.end().await;
+        if let Some(announcer) = &self.announcer {
+            announcer.end().await;
         }
         result
-            .and(heat::record(self).await)
+            .and(touch_record::record(self).await)
             .and(self.close().await)
             .and(self.settle().await)
     }

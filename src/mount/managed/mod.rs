@@ -9,22 +9,26 @@
 //! | `serve` | makes requests possible that a queue could not begin |
 //! | `zero` | discards, and writes of zeros |
 //! | `carry_out` | does whole requests, for queues without a ring |
-//! | `fetch` | one fetch a chunk, and how its bytes get into the store |
+//! | `fetch`, `fetches` | one fetch a chunk, and who waits for it |
+//! | `fill` | how its bytes get into the store |
 //! | `pull`, `order`, `read_ahead` | what is fetched unasked |
 //! | `push`, `batch` | sweeps of dirty blocks to the origin |
-//! | `heat` | when it is written which chunks were touched |
+//! | `touch_record` | when it is written which chunks were touched |
+//! | `announcer` | tells a program which chunks are local |
 //! | `checkpoint` | when the store is made durable unasked |
 //! | `window`, `flow`, `rate`, `buffers` | how much of it at once |
 //! | `status`, `throughput` | what it tells of itself |
 
+mod announcer;
 mod batch;
 mod buffers;
 mod carry_out;
 mod checkpoint;
 mod end;
 mod fetch;
+mod fetches;
+mod fill;
 mod flow;
-mod heat;
 mod options;
 mod order;
 pub mod origin;
@@ -37,7 +41,7 @@ mod slots;
 mod status;
 mod tasks;
 mod throughput;
-mod told;
+mod touch_record;
 mod window;
 mod zero;
 mod zeros;
@@ -49,10 +53,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use self::announcer::Announcer;
 use self::batch::PIECE_BYTES;
 use self::buffers::Buffers;
 use self::checkpoint::Checkpoints;
-use self::fetch::Fetches;
+use self::fetches::Fetches;
 use self::flow::Flow;
 use self::push::{Pushes, Sweeper};
 use self::rate::RateLimit;
@@ -61,7 +66,6 @@ use self::slots::{SLOTS, Slots};
 use self::status::Counters;
 use self::tasks::Tasks;
 use self::throughput::Throughput;
-use self::told::Told;
 use self::zeros::Zeros;
 use super::deadline::Deadline;
 use crate::backend::Resource;
@@ -134,7 +138,7 @@ struct Shared {
     pushes: Pushes,
     checkpoints: Checkpoints,
     /// The hook that a chunk is local, if there is one.
-    told: Option<Told>,
+    announcer: Option<Announcer>,
     /// Whether everything is local.
     pulled: watch::Sender<bool>,
     pulling: Throughput,
@@ -198,8 +202,8 @@ impl ManagedMount {
             .take_slots(SLOTS)
             .context_io(|| "cannot serve the local store")?;
         let hook = options.hooks.chunk_is_local.clone();
-        let told = hook
-            .map(Told::new)
+        let announcer = hook
+            .map(Announcer::new)
             .transpose()
             .context_io(|| "cannot start the thread of a hook")?;
         let shared = Arc::new(Shared::new(
@@ -209,7 +213,7 @@ impl ManagedMount {
             options,
             slots,
             on_rings,
-            told,
+            announcer,
         ));
         shared.start_tasks();
         let store = match on_rings {
@@ -364,7 +368,7 @@ impl Shared {
         options: ManagedOptions,
         slots: u32,
         on_rings: bool,
-        told: Option<Told>,
+        announcer: Option<Announcer>,
     ) -> Self {
         let backend = origin.as_async();
         let chunk_bytes = options.chunk_bytes;
@@ -394,7 +398,7 @@ impl Shared {
             slots: Slots::new(slots),
             pushes: Pushes::new(),
             checkpoints: Checkpoints::default(),
-            told,
+            announcer,
             pulled: watch::Sender::new(false),
             pulling: Throughput::new(Instant::now()),
             pushing: Throughput::new(Instant::now()),
@@ -418,7 +422,8 @@ impl Shared {
         self.tasks.spawn(serve::serve(Arc::clone(self)));
         self.tasks.spawn(pull::pull(Arc::clone(self)));
         self.tasks.spawn(checkpoint::keep_durable(Arc::clone(self)));
-        self.tasks.spawn(heat::keep_recorded(Arc::clone(self)));
+        self.tasks
+            .spawn(touch_record::keep_recorded(Arc::clone(self)));
         if !self.read_only {
             self.tasks.spawn(Sweeper::new(Arc::clone(self)).push());
         }

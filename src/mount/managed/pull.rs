@@ -128,7 +128,7 @@ impl Shared {
     }
 
     fn chunks_filled(&self, blocks: BlockRange) {
-        if self.told.is_some() {
+        if self.announcer.is_some() {
             for (chunk, _) in blocks.by_chunk(self.options.chunk_bytes) {
                 self.chunk_filled(chunk);
             }

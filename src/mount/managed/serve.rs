@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::fetch::Waiter;
+use super::fetches::Waiter;
 use super::slots::Slot;
 use crate::volume::geometry::{BlockRange, ChunkIndex};
 use crate::volume::managed::queue::{edges_of, touched_blocks};

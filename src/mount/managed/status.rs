@@ -7,7 +7,7 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::told::Told;
+use super::announcer::Announcer;
 use super::{PullOrder, Shared};
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::managed::LatencySummary;
@@ -152,7 +152,7 @@ impl Shared {
             origin_failures: counters.origin_failures.load(Relaxed),
             store_failures: counters.store_failures.load(Relaxed),
             store_full_since,
-            chunks_untold: self.told.as_ref().map_or(0, Told::untold),
+            chunks_untold: self.announcer.as_ref().map_or(0, Announcer::untold),
             away_since: away_since
                 .and_then(|since| since.duration_since(UNIX_EPOCH).ok())
                 .map(|since| since.as_secs()),

@@ -22,7 +22,7 @@ const END_WAIT: Duration = Duration::from_secs(5);
 
 /// The thread that calls a closure, and what it has to tell.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct Announcer {
     queue: Arc<Queue>,
     untold: AtomicU64,
 }
@@ -42,7 +42,7 @@ struct State {
     ended: bool,
 }
 
-impl Told {
+impl Announcer {
     /// Starts the thread.
     ///
     /// # Errors
@@ -109,7 +109,7 @@ impl Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for Announcer {
     fn drop(&mut self) {
         self.close();
     }
@@ -155,39 +155,40 @@ mod tests {
     #[test]
     fn a_closure_that_never_returns_stops_nobody_and_what_it_missed_is_counted() {
         let (begun, has_begun) = mpsc::channel();
-        let told = Told::new(Arc::new(move |chunk| {
+        let announcer = Announcer::new(Arc::new(move |chunk| {
             begun.send(chunk).expect("heard");
             std::thread::park();
             loop {
                 std::thread::park();
             }
         }));
-        let told = told.expect("a thread");
-        told.tell(ChunkIndex(0));
+        let announcer = announcer.expect("a thread");
+        announcer.tell(ChunkIndex(0));
         assert_eq!(has_begun.recv(), Ok(ChunkIndex(0)));
         // Every other one, so that they are no neighbours.
         for chunk in 1..=RUNS_MAX as u64 + 3 {
-            told.tell(ChunkIndex(2 * chunk));
+            announcer.tell(ChunkIndex(2 * chunk));
         }
-        assert_eq!(told.untold(), 3);
-        assert!(!told.queue.has_ended_within(Duration::ZERO));
+        assert_eq!(announcer.untold(), 3);
+        assert!(!announcer.queue.has_ended_within(Duration::ZERO));
     }
 
     #[tokio::test]
     async fn all_is_told_in_order_before_the_end_also_after_a_panic() {
         let heard = Arc::new(Mutex::new(Vec::new()));
-        let told = Told::new({
+        let announcer = Announcer::new({
             let heard = Arc::clone(&heard);
             Arc::new(move |chunk: ChunkIndex| {
                 assert_ne!(chunk.0, 7, "as planned");
                 heard.lock().expect("whole").push(chunk.0);
             })
         });
-        let told = told.expect("a thread");
+        let announcer = announcer.expect("a thread");
         let all = (0..2 * RUNS_MAX as u64).chain([5, 3]);
-        all.clone().for_each(|chunk| told.tell(ChunkIndex(chunk)));
-        told.end().await;
-        assert_eq!(told.untold(), 0, "neighbours are one");
+        all.clone()
+            .for_each(|chunk| announcer.tell(ChunkIndex(chunk)));
+        announcer.end().await;
+        assert_eq!(announcer.untold(), 0, "neighbours are one");
         let expected: Vec<u64> = all.filter(|chunk| *chunk != 7).collect();
         assert_eq!(*heard.lock().expect("whole"), expected);
     }
