@@ -27,7 +27,7 @@ pub fn abort(name: &Name, patience: Duration) -> Result<Option<String>> {
 fn order(name: &Name, command: Command, patience: Duration) -> Result<Option<String>> {
     match order_living(name, command, patience)? {
         Outcome::Done(note) => Ok(note),
-        Outcome::Failed(error) => Err(error),
+        Outcome::Failed(error) | Outcome::EndedWith(error) => Err(error),
         Outcome::Ended => Err(Error::new(
             ErrorKind::NotFound,
             format!("`{name}` ended before that"),
