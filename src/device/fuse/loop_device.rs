@@ -3,17 +3,22 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
+use super::loop_child;
 use super::mounts::lies_in;
 use crate::{Context, Error, ErrorKind, Result};
+
+/// `LOOP_CONFIGURE` of `linux/loop.h`: its argument is a [`LoopConfig`].
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 
 /// The major number of loop devices.
 const LOOP_MAJOR: u64 = 7;
@@ -81,9 +86,7 @@ impl LoopInfo64 {
 }
 
 mod ioctl {
-    use super::LoopConfig;
     nix::ioctl_none_bad!(loop_clr_fd, 0x4C01);
-    nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, LoopConfig);
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
 }
 
@@ -264,8 +267,16 @@ impl LoopDevice {
             }
             other => other.map_err(to_errno)?,
         };
+        let argument = NonNull::from(config).cast();
         // SAFETY: the argument is a whole `struct loop_config`, which the kernel only reads.
-        unsafe { ioctl::loop_configure(device.as_raw_fd(), config) }.map(drop)
+        unsafe {
+            loop_child::ioctl(
+                device.as_raw_fd(),
+                config.fd as RawFd,
+                LOOP_CONFIGURE,
+                argument,
+            )
+        }
     }
 
     fn clear(&self) -> nix::Result<()> {

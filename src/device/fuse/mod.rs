@@ -10,6 +10,7 @@ mod device;
 mod filesystem;
 mod gate;
 mod left_over;
+mod loop_child;
 mod loop_device;
 mod mounts;
 mod queue;
