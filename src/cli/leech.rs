@@ -20,12 +20,13 @@ use clap::ValueEnum;
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, mpsc};
 
-use self::leeching::{Leeching, NOTICES_MAX, answers};
+use self::leeching::{Leeching, NOTICES_MAX, answers, draw};
 use self::store::StoreUrl;
 use super::device_choice::DeviceArgs;
 use super::failure::Failure;
 use super::mounted::Mounted;
 use super::output;
+use super::progress::Progress;
 use super::serving::Serving;
 use super::signals::Signals;
 use super::ticket_argument::{self, Named};
@@ -179,7 +180,9 @@ impl Args {
             orders,
             signals,
         };
+        let progress = Progress::drawn_by(draw(leeching.destination.watch()));
         let device = runtime.block_on(leeching.until_here())?;
+        drop(progress);
         let path = device.path().to_owned();
         claim.publish(&ops::Running {
             mode: "leech".to_owned(),

@@ -10,6 +10,7 @@ use super::output;
 
 /// Shows how far migrations are
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  blockferry migrate status disk")]
 pub(super) struct Args {
     #[command(subcommand)]
     verb: Verb,

@@ -53,6 +53,11 @@ pub(super) struct Progress {
 impl Progress {
     /// The progress of a mount, if anybody is there to see it. Has to be called in a runtime.
     pub(super) fn of(mount: &Arc<ManagedMount>) -> Option<Self> {
+        Self::drawn_by(draw(Arc::downgrade(mount)))
+    }
+
+    /// A line that this future draws, if anybody is there to see it. Has to be called in a runtime.
+    pub(super) fn drawn_by(draw: impl Future<Output = ()> + Send + 'static) -> Option<Self> {
         if !ALLOWED.load(Ordering::Relaxed) {
             return None;
         }
@@ -64,7 +69,7 @@ impl Progress {
         let bar =
             ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("#>-"));
         *line() = Some(bar);
-        let drawing = tokio::spawn(draw(Arc::downgrade(mount)));
+        let drawing = tokio::spawn(draw);
         Some(Self { drawing })
     }
 }
@@ -75,6 +80,15 @@ impl Drop for Progress {
         if let Some(bar) = line().take() {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// Has the line show so much of so much, with a text beside it.
+pub(super) fn show_share(done: u64, of: u64, text: String) {
+    if let Some(bar) = line().as_ref() {
+        bar.set_length(of);
+        bar.set_position(done);
+        bar.set_message(text);
     }
 }
 

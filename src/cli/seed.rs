@@ -38,11 +38,11 @@ const HOLD_LIMIT_MAX_S: u64 = 3600;
 /// of the move stays beside the file, as NAME.blockferry: it keeps what was left here from being mounted.
 ///
 /// What applications and mounted file systems have cached and not written is not part of the volume:
-/// have it written by --on-before-sync.
+/// have it written by --freeze or --on-before-sync.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   blockferry seed file:/srv/disk.img --listen 0.0.0.0:4480
-  blockferry seed file:/srv/disk.img --name disk --ticket-file disk.ticket --on-before-sync 'fsfreeze -f /mnt'
+  blockferry seed file:/srv/disk.img --name disk --ticket-file disk.ticket --freeze /mnt/disk
   blockferry abort disk")]
 pub(super) struct Args {
     /// What to seed: file:PATH or mem:SIZE

@@ -1,10 +1,11 @@
 //! Commands that are run when something happens to a volume that is seeded.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blockferry::Error;
-use blockferry::migrate::{Call, CallWithBytes, SourceHooks};
+use blockferry::migrate::{Call, CallWithBytes, Freeze, SourceHooks};
 
 use super::hook_command::{HookCommand, RunningHooks};
 
@@ -27,6 +28,12 @@ pub(super) struct SourceHookArgs {
     /// Run when the volume has moved, before its device goes
     #[arg(long, value_name = "COMMAND")]
     on_before_close: Option<String>,
+
+    /// Freeze the file system that is mounted there for as long as requests are held, after
+    /// --on-before-sync, so that what it has cached moves with the volume. It is thawed when they go on,
+    /// and when the volume has moved
+    #[arg(long, value_name = "MOUNTPOINT")]
+    freeze: Option<PathBuf>,
 
     /// How long each of these commands may take, in seconds. Then it is ended, with all processes that
     /// it has started, and has failed
@@ -52,8 +59,10 @@ impl SourceHookArgs {
             let call: Call = Arc::new(move || command.run(&[]).map_err(said));
             Some(call)
         };
+        let frozen = Arc::new(Mutex::new(None));
         SourceHooks {
-            before_sync: plain("--on-before-sync", &self.on_before_sync),
+            before_sync: self.before_sync(plain("--on-before-sync", &self.on_before_sync), &frozen),
+            undo: self.freeze.is_some().then(|| thaw(frozen)),
             after_sync: command("--on-after-sync", &self.on_after_sync).map(|command| {
                 let call: CallWithBytes = Arc::new(move |bytes: u64| {
                     let variables = [("BLOCKFERRY_DIRTY_BYTES", bytes.to_string())];
@@ -64,6 +73,37 @@ impl SourceHookArgs {
             before_close: plain("--on-before-close", &self.on_before_close),
         }
     }
+}
+
+/// The file system that is frozen, if one is.
+type Frozen = Arc<Mutex<Option<Freeze>>>;
+
+impl SourceHookArgs {
+    /// The command, and then the file system. It is opened for each attempt: it may be mounted late.
+    fn before_sync(&self, command: Option<Call>, frozen: &Frozen) -> Option<Call> {
+        let Some(mount_point) = self.freeze.clone() else {
+            return command;
+        };
+        let frozen = Arc::clone(frozen);
+        Some(Arc::new(move || {
+            command.as_ref().map_or(Ok(()), |command| command())?;
+            let file_system = Freeze::of(&mount_point).map_err(said)?;
+            file_system.freeze().map_err(said)?;
+            *lock(&frozen) = Some(file_system);
+            Ok(())
+        }))
+    }
+}
+
+fn thaw(frozen: Frozen) -> Call {
+    Arc::new(move || match lock(&frozen).take() {
+        Some(file_system) => file_system.thaw().map_err(said),
+        None => Ok(()),
+    })
+}
+
+fn lock(frozen: &Frozen) -> MutexGuard<'_, Option<Freeze>> {
+    frozen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn said(error: Error) -> String {

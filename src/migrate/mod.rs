@@ -5,6 +5,7 @@
 //! know that their stores are equal.
 
 pub mod destination;
+mod freeze;
 pub mod proof;
 pub mod protocol;
 mod prover;
@@ -19,6 +20,7 @@ mod timers;
 mod wire_form;
 
 pub use destination::{Destination, DestinationParts, DestinationStatus};
+pub use freeze::Freeze;
 pub use record_keeper::RecordKeeper;
 pub use source::{
     Call, CallWithBytes, HOLD_LIMIT_DEFAULT, Source, SourceHooks, SourceParts, SourceStatus,

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use blockferry::device::{Device, DeviceOptions};
 use blockferry::migrate::protocol::LeecherNotice;
-use blockferry::migrate::{Destination, MigrationStatus};
+use blockferry::migrate::{Destination, DestinationStatus, MigrationStatus};
 use blockferry::ops::{Answers, Command, Control, Status};
-use blockferry::volume::Volume;
+use blockferry::volume::{Volume, format_size};
 use blockferry::{Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::super::migrate::explained;
+use super::super::progress;
 use super::super::signals::Signals;
 
 /// How many notices may wait to be told.
@@ -141,6 +142,33 @@ async fn refuse(order: blockferry::ops::Order, why: &str) {
     order.answer(Err(Error::new(ErrorKind::Busy, why))).await;
 }
 
+/// Draws how far it is.
+pub(super) async fn draw(mut status: watch::Receiver<DestinationStatus>) {
+    loop {
+        let now = status.borrow_and_update().clone();
+        progress::show_share(now.pulled_bytes, now.round_bytes, told(&now));
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn told(status: &DestinationStatus) -> String {
+    let what = match status.final_bytes {
+        Some(_) => "the rest".to_owned(),
+        None => format!("round {}", status.rounds + 1),
+    };
+    let (pulled, all) = (status.pulled_bytes, status.round_bytes);
+    let mut text = format!("{what}: {} of {}", format_size(pulled), format_size(all));
+    if let Some(rate) = status.dirty_bytes_per_s {
+        text.push_str(&format!(", {}/s written there", format_size(rate)));
+    }
+    if let Some(predicted) = status.predicted {
+        text.push_str(&format!(", {} ms of downtime", predicted.as_millis()));
+    }
+    text
+}
+
 /// Says when Enter is pressed, if there is a terminal to do it on.
 fn enter_pressed() -> mpsc::Receiver<()> {
     let (pressed, enter) = mpsc::channel(1);
@@ -200,4 +228,27 @@ fn tell(notice: &LeecherNotice) -> Option<String> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_tells_the_round_and_what_is_known_of_the_downtime() {
+        let first = DestinationStatus {
+            round_bytes: 1 << 30,
+            pulled_bytes: 256 << 20,
+            ..DestinationStatus::default()
+        };
+        assert_eq!(told(&first), "round 1: 256MiB of 1GiB");
+        let later = DestinationStatus {
+            rounds: 2,
+            dirty_bytes_per_s: Some(10 << 20),
+            predicted: Some(Duration::from_millis(42)),
+            ..first
+        };
+        let line = "round 3: 256MiB of 1GiB, 10MiB/s written there, 42 ms of downtime";
+        assert_eq!(told(&later), line);
+    }
 }

@@ -38,6 +38,9 @@ pub type CallWithBytes = Arc<dyn Fn(u64) -> Result<(), String> + Send + Sync>;
 pub struct SourceHooks {
     /// Before requests are held: suspend the application. If it fails, the attempt ends.
     pub before_sync: Option<Call>,
+    /// Requests go on, or fail because the volume has moved: undo what the call before did, if it did
+    /// anything. That it fails is logged.
+    pub undo: Option<Call>,
     /// The volume is durable; so many bytes are left to send. If it fails, the attempt ends.
     pub after_sync: Option<CallWithBytes>,
     /// The volume has moved: stop the application.

@@ -50,6 +50,8 @@ pub(super) struct Runner {
     hold: Option<(Instant, JoinHandle<()>)>,
     /// The last message is on its way.
     sent: bool,
+    /// Undoes what a hook did.
+    undoing: Option<JoinHandle<()>>,
     /// Sends the bytes of an attempt.
     sending: Option<AbortHandle>,
     told: Box<dyn FnMut(SeederNotice) + Send>,
@@ -84,6 +86,7 @@ impl Runner {
             input,
             hold: None,
             sent: false,
+            undoing: None,
             sending: None,
             told: parts.told,
             status,
@@ -214,6 +217,7 @@ impl Runner {
                 if let Some(volume) = &self.volume {
                     volume.watch().resume();
                 }
+                self.undo();
             }
             SeederAction::WriteCommit(record) => {
                 self.record(
@@ -229,6 +233,7 @@ impl Runner {
                     volume.watch().close_moved();
                 }
                 self.end_hold().await;
+                self.undo();
             }
             SeederAction::RemoveDevice => {
                 self.status
@@ -285,10 +290,29 @@ impl Runner {
         });
     }
 
-    fn call(&self, attempt: AttemptId, hook: Hook) {
+    /// Undoes what the hook before the hold did. The next one waits for that.
+    fn undo(&mut self) {
+        let Some(undo) = self.hooks.undo.clone() else {
+            return;
+        };
+        self.undoing = Some(spawn_blocking(move || {
+            if let Err(error) = undo() {
+                tracing::error!(
+                    error,
+                    "what was done before requests were held is not undone"
+                );
+            }
+        }));
+    }
+
+    fn call(&mut self, attempt: AttemptId, hook: Hook) {
+        let undoing = self.undoing.take();
         let hooks = self.hooks.clone();
         let (store, proving) = (self.store.clone(), self.noting.proving());
         self.begin(async move {
+            if let Some(undoing) = undoing {
+                let _ = undoing.await;
+            }
             if hook == Hook::BeforeSync {
                 store.prepare(proving).await;
             }
