@@ -1,8 +1,8 @@
 //! What a migration sees of a volume in use, and how it holds it.
 //!
-//! Nothing of this is asked of a queue thread but a look at one word, the [`Phase`]: which trackers
+//! Nothing of this is asked of a queue thread but a look at one word, the `Phase`: which trackers
 //! there are, and whether requests start, wait or fail. Whoever changes it rings all queues; each
-//! says in its [`Seat`] which change it has seen, always between two requests, and during a hold
+//! says in its `Seat` which change it has seen, always between two requests, and during a hold
 //! that nothing is under way any more. So it is the waiting side that does the work.
 
 mod bitmap;
