@@ -7,7 +7,7 @@
 
 use std::io;
 
-use self::words::{AtomicU64, Ordering, Words};
+use self::words::{Ordering, Words};
 use crate::volume::geometry::BlockRange;
 
 const WORD_BITS: u64 = 64;
@@ -63,9 +63,15 @@ impl Bitmap {
             run.end.0 = end;
         };
         for (index, used) in (0..).zip(self.used.get()) {
-            for word in ones(take(used)) {
+            // What was answered is seen by a mere look.
+            if used.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            for word in ones(used.swap(0, Ordering::AcqRel)) {
                 let word = index * WORD_BITS + word;
-                let mut bits = take(&self.bits.get()[word as usize]);
+                // An exchange, whatever is there: a look might miss a bit whose writer has seen that
+                // of the word before it was taken.
+                let mut bits = self.bits.get()[word as usize].swap(0, Ordering::AcqRel);
                 while bits != 0 {
                     let first = u64::from(bits.trailing_zeros());
                     let len = u64::from((bits >> first).trailing_ones());
@@ -86,13 +92,6 @@ impl Bitmap {
     }
 }
 
-fn take(word: &AtomicU64) -> u64 {
-    if word.load(Ordering::Relaxed) == 0 {
-        return 0;
-    }
-    word.swap(0, Ordering::AcqRel)
-}
-
 /// The numbers of the bits that are set.
 fn ones(mut bits: u64) -> impl Iterator<Item = u64> {
     std::iter::from_fn(move || {
@@ -106,7 +105,8 @@ fn ones(mut bits: u64) -> impl Iterator<Item = u64> {
 mod words {
     use std::io;
     use std::slice;
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
+    pub(super) use std::sync::atomic::Ordering;
 
     use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 
@@ -152,7 +152,8 @@ mod words {
 
 #[cfg(blockferry_loom)]
 mod words {
-    pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
+    use loom::sync::atomic::AtomicU64;
+    pub(super) use loom::sync::atomic::Ordering;
     use std::io;
 
     /// Words that the model checker watches.

@@ -6,11 +6,15 @@
 //! that nothing is under way any more. So it is the waiting side that does the work.
 
 mod bitmap;
+#[cfg(blockferry_loom)]
+mod modelled_notify;
 mod phase;
 pub(super) mod queue;
 mod seat;
 mod tracker;
 
+#[cfg(all(test, blockferry_loom))]
+mod loom_tests;
 #[cfg(all(test, not(blockferry_loom)))]
 mod tests;
 
@@ -28,9 +32,12 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+#[cfg(not(blockferry_loom))]
 use tokio::sync::Notify;
 
 use self::bitmap::Bitmap;
+#[cfg(blockferry_loom)]
+use self::modelled_notify::Notify;
 use self::phase::Phase;
 use self::seat::Seat;
 pub use self::tracker::Tracker;
