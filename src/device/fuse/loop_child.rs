@@ -1,10 +1,11 @@
-//! A system call that waits for our own FUSE file, made where it cannot wait for ever.
+//! System calls that wait for our own FUSE file, made where they cannot wait for ever.
 //!
 //! A process that is killed while a call of its own waits for an answer that it would have to give itself
 //! never ends: the call waits for the connection to end, and the connection for the process's
-//! descriptors. While that call configures a loop device, nobody on this host can open one. So it is made
-//! by a child that has none of these descriptors.
+//! descriptors. While that call configures a loop device, nobody on this host can open one. So the file is
+//! opened, and the device configured, by a child that has none of these descriptors.
 
+use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
@@ -16,39 +17,45 @@ use nix::unistd::Pid;
 const STACK_BYTES: usize = 64 << 10;
 
 /// What the child does.
-struct Call {
-    /// What it keeps open, the lower one first.
-    kept: [RawFd; 2],
+struct Call<'a> {
     device: RawFd,
+    file: &'a CStr,
+    flags: libc::c_int,
     request: libc::Ioctl,
     argument: NonNull<libc::c_void>,
+    file_in_argument: NonNull<u32>,
 }
 
-/// Makes an `ioctl` on `device`, in a child that has no other descriptor open than that, `file`, and
-/// those of its standard streams.
+/// Opens `file` and makes an `ioctl` on `device`, in a child that has no other descriptor than these two
+/// and those of its standard streams.
 ///
 /// # Safety
-/// The request takes a pointer to an argument that is valid for it.
+/// The request takes a pointer to an argument that is valid for it. `file_in_argument` is the place in the
+/// argument for the file's descriptor.
 ///
 /// # Errors
-/// What the call gives, or what keeps the child from being made.
-pub(super) unsafe fn ioctl(
+/// What the calls give, or what keeps the child from being made.
+pub(super) unsafe fn ioctl_with_file(
     device: RawFd,
-    file: RawFd,
+    file: &CStr,
+    flags: libc::c_int,
     request: libc::Ioctl,
     argument: NonNull<libc::c_void>,
+    file_in_argument: NonNull<u32>,
 ) -> nix::Result<()> {
     let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
     let call = Call {
-        kept: [device.min(file), device.max(file)],
         device,
+        file,
+        flags,
         request,
         argument,
+        file_in_argument,
     };
     // The child has our memory, and we wait until it has ended; descriptors it has of its own.
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the child runs on its own stack, which grows down from the end of `stack`, and touches
-    // nothing but `call`. Both live until it has ended, since CLONE_VFORK has this thread wait for that.
+    // nothing but `call` and the argument. Both live until it has ended, since CLONE_VFORK has this thread wait for that.
     let child = unsafe {
         libc::clone(
             child,
@@ -71,49 +78,68 @@ pub(super) unsafe fn ioctl(
 
 /// Nothing here may allocate or lock: the memory is that of a process with other threads.
 extern "C" fn child(call: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: `ioctl` above passes a `Call` that lives until we have ended.
-    let call = unsafe { &*call.cast::<Call>() };
-    let [lower, higher] = call.kept;
-    for (first, last) in [
-        (3, lower - 1),
-        (lower + 1, higher - 1),
-        (higher + 1, RawFd::MAX),
-    ] {
+    // SAFETY: `ioctl_with_file` passes a `Call` that lives until we have ended.
+    let call = unsafe { &*call.cast::<Call<'_>>() };
+    for (first, last) in [(3, call.device - 1), (call.device + 1, RawFd::MAX)] {
         if first.max(3) <= last {
             // SAFETY: these are the child's own descriptors; it uses none of them.
             unsafe { libc::syscall(libc::SYS_close_range, first.max(3), last, 0) };
         }
     }
-    // SAFETY: as promised to `ioctl`.
+    // SAFETY: the path ends with a zero.
+    let file = unsafe { libc::open(call.file.as_ptr(), call.flags | libc::O_CLOEXEC) };
+    if file < 0 {
+        return last_error();
+    }
+    // SAFETY: as promised to `ioctl_with_file`.
+    unsafe { call.file_in_argument.write(file as u32) };
+    // SAFETY: as promised to `ioctl_with_file`.
     match unsafe { libc::ioctl(call.device, call.request, call.argument.as_ptr()) } {
-        // SAFETY: it names the variable of this thread.
-        -1 => unsafe { *libc::__errno_location() },
+        -1 => last_error(),
         _ => 0,
     }
+}
+
+fn last_error() -> libc::c_int {
+    // SAFETY: it names the variable of this thread.
+    unsafe { *libc::__errno_location() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
+    use std::ffi::CString;
     use std::os::fd::AsRawFd;
+    use std::os::unix::ffi::OsStrExt;
 
     #[test]
-    fn the_child_makes_the_call_and_closes_nothing_of_ours() {
-        let [one, other, third]: [File; 3] =
-            std::array::from_fn(|_| tempfile::tempfile().expect("made"));
+    fn the_child_makes_the_calls_and_closes_nothing_of_ours() {
+        let [device, other] = std::array::from_fn(|_| tempfile::tempfile().expect("made"));
+        let file = tempfile::NamedTempFile::new().expect("made");
+        let path = CString::new(file.path().as_os_str().as_bytes()).expect("a path");
         let mut answer: libc::c_int = 1;
+        let mut opened = u32::MAX;
         let argument = NonNull::from(&mut answer).cast();
-        // SAFETY: FIONREAD writes an int; TCGETS is refused before anything is written.
-        let (made, refused) = unsafe {
-            (
-                ioctl(other.as_raw_fd(), one.as_raw_fd(), libc::FIONREAD, argument),
-                ioctl(one.as_raw_fd(), other.as_raw_fd(), libc::TCGETS, argument),
-            )
+        let mut made = |path: &CStr, request| {
+            let place = NonNull::from(&mut opened);
+            // SAFETY: FIONREAD writes an int; TCGETS is refused before anything is written.
+            unsafe {
+                ioctl_with_file(
+                    device.as_raw_fd(),
+                    path,
+                    libc::O_RDONLY,
+                    request,
+                    argument,
+                    place,
+                )
+            }
         };
-        assert_eq!((made, answer), (Ok(()), 0));
-        assert_eq!(refused, Err(Errno::ENOTTY));
-        for file in [one, other, third] {
+        assert_eq!(made(&path, libc::FIONREAD), Ok(()));
+        assert_eq!(made(&path, libc::TCGETS), Err(Errno::ENOTTY));
+        assert_eq!(made(c"/no/such/file", libc::FIONREAD), Err(Errno::ENOENT));
+        assert_eq!(answer, 0);
+        assert_ne!(opened, u32::MAX);
+        for file in [&device, &other, file.as_file()] {
             file.metadata().expect("still open");
         }
     }

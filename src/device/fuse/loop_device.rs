@@ -1,9 +1,9 @@
 //! Loop devices, by the kernel's own interface.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, CString, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -117,17 +117,15 @@ impl LoopDevice {
     /// Where the kernel or the container has no loop devices, or all are taken.
     pub(super) fn attach(file: &Path, options: LoopOptions) -> Result<Self> {
         let control = open("/dev/loop-control".as_ref(), false).map_err(no_loop_devices)?;
-        let backing = OpenOptions::new()
-            .read(true)
-            .write(!options.read_only)
-            .open(file)
-            .context_io(|| format!("cannot open {} for a loop device", file.display()))?;
         let mut flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN;
         if options.read_only {
             flags |= LO_FLAGS_READ_ONLY;
         }
-        let config = LoopConfig {
-            fd: backing.as_raw_fd() as u32,
+        let path = CString::new(file.as_os_str().as_bytes())
+            .context_io(|| format!("cannot use {}", file.display()))?;
+        let mut config = LoopConfig {
+            // The child that opens it says.
+            fd: 0,
             block_size: options.logical_block_bytes,
             info: LoopInfo64 {
                 flags,
@@ -146,7 +144,7 @@ impl LoopDevice {
                 made_node: false,
                 backing: None,
             };
-            match device.configure(&config) {
+            match device.configure(&path, &mut config) {
                 Ok(()) => {
                     device.backing = device.backing_file();
                     return Ok(device);
@@ -156,7 +154,11 @@ impl LoopDevice {
                 Err(errno) => {
                     device.remove_own_node();
                     return Err(Error::io(
-                        format!("cannot set {} up", device.path.display()),
+                        format!(
+                            "cannot put {} on top of {}",
+                            device.path.display(),
+                            file.display()
+                        ),
                         errno,
                     ));
                 }
@@ -255,7 +257,7 @@ impl LoopDevice {
         PathBuf::from(format!("/sys/block/loop{}/loop", self.number))
     }
 
-    fn configure(&mut self, config: &LoopConfig) -> nix::Result<()> {
+    fn configure(&mut self, file: &CStr, config: &mut LoopConfig) -> nix::Result<()> {
         let read_only = config.info.flags & LO_FLAGS_READ_ONLY != 0;
         let device = match open(&self.path, !read_only) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -267,14 +269,22 @@ impl LoopDevice {
             }
             other => other.map_err(to_errno)?,
         };
-        let argument = NonNull::from(config).cast();
-        // SAFETY: the argument is a whole `struct loop_config`, which the kernel only reads.
+        let flags = match read_only {
+            true => libc::O_RDONLY,
+            false => libc::O_RDWR,
+        };
+        let config = NonNull::from(config);
+        // SAFETY: the argument is a whole `struct loop_config`, which the kernel only reads, and the place
+        // is in it.
         unsafe {
-            loop_child::ioctl(
+            let file_in_argument = NonNull::new_unchecked(&raw mut (*config.as_ptr()).fd);
+            loop_child::ioctl_with_file(
                 device.as_raw_fd(),
-                config.fd as RawFd,
+                file,
+                flags,
                 LOOP_CONFIGURE,
-                argument,
+                config.cast(),
+                file_in_argument,
             )
         }
     }
