@@ -144,7 +144,8 @@ impl Args {
                     "told to end before the seeder had answered",
                 )),
             }
-        })?;
+        });
+        let remote = remote.map_err(|error| self.store.explained(error))?;
         let geometry = remote.geometry();
         let store = self.store.open(&geometry)?;
         let records = RecordKeeper::of(&store)?;

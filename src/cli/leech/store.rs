@@ -6,6 +6,8 @@ use std::io;
 use std::str::FromStr;
 
 use blockferry::backend::{self, OpenOptions, Resource};
+use blockferry::migrate::protocol::Standing;
+use blockferry::migrate::records::RecordFile;
 use blockferry::{Context, Error, ErrorKind, Geometry, Result};
 
 use super::path_of;
@@ -49,6 +51,27 @@ impl StoreUrl {
     /// In one way of writing it.
     pub(super) fn canonical(&self) -> String {
         backend::canonical(&self.to_string())
+    }
+
+    /// What it means that the seeder cannot be reached, by what the store's record says.
+    pub(super) fn explained(&self, error: Error) -> Error {
+        let Self::File(path) = self else {
+            return error;
+        };
+        let kept = RecordFile::beside(&path_of(path)).and_then(|file| file.read());
+        let Ok(Some(kept)) = kept else {
+            return error;
+        };
+        let meaning = match (kept.records.standing(), kept.records.leech) {
+            (Standing::Owner(_), Some(_)) => {
+                "the volume has moved here already: `blockferry mount` and `seed` take it as it is"
+            }
+            (Standing::InDoubt(_), _) => {
+                "whether the volume is here the seeder alone knows: try again when it is back"
+            }
+            _ => return error,
+        };
+        Error::new(error.kind(), format!("{self}: {meaning}")).because(error.chain())
     }
 
     /// Opens the store for a volume of this geometry, and makes it if it is not there.
