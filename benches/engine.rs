@@ -1,11 +1,13 @@
 //! What a hit costs: a request on a volume in memory, from the queue's door and back.
 
+use std::pin::pin;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use blockferry::volume::{
     ByteOffset, EngineQueue, Geometry, MemoryMap, Op, QueueRing, Request, RequestBuffer,
-    RequestMemory, Store, Tag, Volume,
+    RequestMemory, Store, Tag, Tracker, Volume,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -24,7 +26,7 @@ const REQUESTS: [(&str, Op, u64); 3] = [
 
 fn engine_hit(criterion: &mut Criterion) {
     for (volume_name, volume_bytes) in VOLUMES {
-        let mut queue = queue(volume_bytes);
+        let mut queue = queue(volume(volume_bytes));
         let mut ring = QueueRing::new(DEPTH).expect("this machine has io_uring");
         for (request_name, op, len_bytes) in REQUESTS {
             let mut group = criterion.benchmark_group(format!("engine hit, {volume_name}"));
@@ -46,15 +48,79 @@ fn engine_hit(criterion: &mut Criterion) {
     }
 }
 
-fn queue(volume_bytes: u64) -> EngineQueue {
+/// What a seedable volume costs while nobody leeches, and what each leecher does.
+fn engine_hit_watched(criterion: &mut Criterion) {
+    const LEN_BYTES: u64 = 4 << 10;
+    let mut group = criterion.benchmark_group("engine hit, 1 MiB, write 4k");
+    let mut bytes = vec![0u8; LEN_BYTES as usize];
+    let mut ring = QueueRing::new(DEPTH).expect("this machine has io_uring");
+    for (name, seedable, leechers) in [
+        ("not seedable", false, 0),
+        ("seedable", true, 0),
+        ("1 leecher", true, 1),
+        ("4 leechers", true, 4),
+    ] {
+        let volume = volume(1 << 20);
+        let volume = Arc::new(if seedable { volume.seedable() } else { volume });
+        let mut queue = queue(volume.clone());
+        let _trackers: Vec<_> = (0..leechers)
+            .map(|_| track(&volume, &mut queue, &mut ring))
+            .collect();
+        let mut offsets = Offsets::new(1 << 20, LEN_BYTES);
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || Request::new(Op::Write, offsets.draw(), LEN_BYTES),
+                |request| {
+                    let outcome = queue.start(&mut ring, Tag(0), request, buffer(&mut bytes));
+                    assert_eq!(outcome, Some(Ok(())), "a hit ends where it starts");
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// The tracker is there once the queue has looked, which it does with each request.
+fn track(volume: &Arc<Volume>, queue: &mut EngineQueue, ring: &mut QueueRing) -> Tracker {
+    let mut tracking = pin!(volume.watch().track());
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(tracker) = tracking.as_mut().poll(&mut context) {
+            return tracker.expect("room");
+        }
+        let flush = Request::new(Op::Flush, ByteOffset(0), 0);
+        queue.start(ring, Tag(0), flush, buffer(&mut []));
+    }
+}
+
+/// Taking what changed of a large volume, of which little did.
+fn collect(criterion: &mut Criterion) {
+    const VOLUME_BYTES: u64 = 1 << 40;
+    let memory = MemoryMap::new(1 << 20).expect("memory for the volume");
+    let geometry = Geometry::new(VOLUME_BYTES, LOGICAL_BLOCK_BYTES).expect("a sound geometry");
+    let store = Store::Memory(Arc::new(memory));
+    let volume = Arc::new(Volume::new(store, geometry, false, true).seedable());
+    let mut ring = QueueRing::new(DEPTH).expect("this machine has io_uring");
+    let mut queue = queue(volume.clone());
+    let tracker = track(&volume, &mut queue, &mut ring);
+    criterion.bench_function("collect, 1 TiB, clean", |bencher| {
+        bencher.iter(|| assert!(tracker.collect().is_empty()));
+    });
+}
+
+fn volume(volume_bytes: u64) -> Volume {
     let memory = MemoryMap::new(volume_bytes).expect("memory for the volume");
     let block = vec![0xA5u8; 1 << 20];
     for offset in (0..volume_bytes).step_by(block.len()) {
         memory.write(offset, &block);
     }
     let geometry = Geometry::new(volume_bytes, LOGICAL_BLOCK_BYTES).expect("a sound geometry");
-    let volume = Volume::new(Store::Memory(Arc::new(memory)), geometry, false, true);
-    EngineQueue::new(Arc::new(volume), DEPTH).expect("a queue")
+    Volume::new(Store::Memory(Arc::new(memory)), geometry, false, true)
+}
+
+fn queue(volume: impl Into<Arc<Volume>>) -> EngineQueue {
+    EngineQueue::new(volume.into(), DEPTH).expect("a queue")
 }
 
 fn buffer(bytes: &mut [u8]) -> RequestBuffer {
@@ -88,5 +154,5 @@ impl Offsets {
     }
 }
 
-criterion_group!(benches, engine_hit);
+criterion_group!(benches, engine_hit, engine_hit_watched, collect);
 criterion_main!(benches);

@@ -63,31 +63,38 @@ impl Rig {
     pub(crate) fn finish(&mut self) -> HashMap<Tag, Outcome> {
         let mut ended = HashMap::new();
         while !self.started.is_empty() {
-            self.queue.wait(&mut self.ring).expect("a ring that works");
-            let batch = self.ring.completions();
-            for done in &batch {
-                match done.owner {
-                    Owner::Engine => {
-                        let outcome = self.queue.completed(&mut self.ring, done.tag, done.result);
-                        if let Some(outcome) = outcome {
-                            assert!(self.started.remove(&done.tag).is_some(), "ends once");
-                            ended.insert(done.tag, outcome);
-                        }
-                    }
-                    Owner::Bell => self
-                        .ring
-                        .arm_bell(&self.queue.post().bell)
-                        .expect("armed again"),
-                    Owner::Device => panic!("there is no device"),
-                }
-            }
-            self.ring.recycle(batch);
-            let started = &mut self.started;
-            self.queue.collect(&mut self.ring, |_, tag, outcome| {
-                assert!(started.remove(&tag).is_some(), "ends once");
-                ended.insert(tag, outcome);
-            });
+            ended.extend(self.turn());
         }
+        ended
+    }
+
+    /// Waits for anything, and gives what has ended.
+    pub(crate) fn turn(&mut self) -> HashMap<Tag, Outcome> {
+        let mut ended = HashMap::new();
+        self.queue.wait(&mut self.ring).expect("a ring that works");
+        let batch = self.ring.completions();
+        for done in &batch {
+            match done.owner {
+                Owner::Engine => {
+                    let outcome = self.queue.completed(&mut self.ring, done.tag, done.result);
+                    if let Some(outcome) = outcome {
+                        assert!(self.started.remove(&done.tag).is_some(), "ends once");
+                        ended.insert(done.tag, outcome);
+                    }
+                }
+                Owner::Bell => self
+                    .ring
+                    .arm_bell(&self.queue.post().bell)
+                    .expect("armed again"),
+                Owner::Device => panic!("there is no device"),
+            }
+        }
+        self.ring.recycle(batch);
+        let started = &mut self.started;
+        self.queue.collect(&mut self.ring, |_, tag, outcome| {
+            assert!(started.remove(&tag).is_some(), "ends once");
+            ended.insert(tag, outcome);
+        });
         ended
     }
 
