@@ -61,6 +61,10 @@ run_vm_tests() {
   mkdir "$out"
   [ "$1" != ./scripts/vm ] || set -- "$@" --out "$out"
   OUT=$out run_logged "$name" "$@" "BLOCKFERRY='$binary' tests/vm/run $tests"
+  if [ ! -s "$out/results" ] && grep -q '^Call Trace:' "$logs/$name.log"; then
+    echo "-- $name: the test kernel fell over itself, and is started once more"
+    OUT=$out run_logged "$name" "$@" "BLOCKFERRY='$binary' tests/vm/run $tests"
+  fi
   for test in $tests; do
     test=$(basename "$test" .sh)
     # "OUTCOME SECONDS REASON"; nothing where the guest died before.
