@@ -1,8 +1,10 @@
 //! Setting the device up, and taking it down again.
 
-use std::fs::{DirBuilder, File};
+use std::ffi::CString;
+use std::fs::DirBuilder;
 use std::future::Future;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::filesystem::OneFile;
+use super::loop_child;
 use super::loop_device::{self, LoopDevice, LoopOptions};
 use super::mounts::mounted_at;
 use super::queue::{self, QueueHandle, SharedGate};
@@ -132,7 +135,10 @@ impl FuseDevice {
                 end.send_replace(Some(reason));
             },
         )?);
-        File::open(&self.path).context_io(|| format!("cannot open {}", self.path.display()))?;
+        let path = CString::new(self.path.as_os_str().as_bytes());
+        path.map_err(io::Error::from)
+            .and_then(|path| Ok(loop_child::try_open(&path)?))
+            .context_io(|| format!("cannot open {}", self.path.display()))?;
         if nix::unistd::geteuid().is_root() {
             self.put_loop_device_on_top(geometry.logical_block_bytes());
             self.record().save(&self.run_directory)?;

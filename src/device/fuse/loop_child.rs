@@ -16,14 +16,32 @@ use nix::unistd::Pid;
 /// How much stack the child has, in bytes: it makes a few system calls.
 const STACK_BYTES: usize = 64 << 10;
 
-/// What the child does.
+/// What the child does: it opens the file, and then configures a device if there is one.
 struct Call<'a> {
-    device: RawFd,
     file: &'a CStr,
     flags: libc::c_int,
+    on_device: Option<OnDevice>,
+}
+
+struct OnDevice {
+    device: RawFd,
     request: libc::Ioctl,
     argument: NonNull<libc::c_void>,
     file_in_argument: NonNull<u32>,
+}
+
+/// Whether `file` can be opened to be read.
+///
+/// # Errors
+/// What the call gives, or what keeps the child from being made.
+pub(super) fn try_open(file: &CStr) -> nix::Result<()> {
+    let call = Call {
+        file,
+        flags: libc::O_RDONLY,
+        on_device: None,
+    };
+    // SAFETY: it has no argument.
+    unsafe { carry_out(&call) }
 }
 
 /// Opens `file` and makes an `ioctl` on `device`, in a child that has no other descriptor than these two
@@ -43,15 +61,26 @@ pub(super) unsafe fn ioctl_with_file(
     argument: NonNull<libc::c_void>,
     file_in_argument: NonNull<u32>,
 ) -> nix::Result<()> {
-    let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
     let call = Call {
-        device,
         file,
         flags,
-        request,
-        argument,
-        file_in_argument,
+        on_device: Some(OnDevice {
+            device,
+            request,
+            argument,
+            file_in_argument,
+        }),
     };
+    // SAFETY: as promised.
+    unsafe { carry_out(&call) }
+}
+
+/// Has a child do it.
+///
+/// # Safety
+/// What is to be done on a device is as promised to `ioctl_with_file`.
+unsafe fn carry_out(call: &Call<'_>) -> nix::Result<()> {
+    let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
     // The child has our memory, and we wait until it has ended; descriptors it has of its own.
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the child runs on its own stack, which grows down from the end of `stack`, and touches
@@ -61,7 +90,7 @@ pub(super) unsafe fn ioctl_with_file(
             child,
             stack.as_mut_ptr_range().end.cast(),
             flags,
-            (&raw const call).cast_mut().cast(),
+            std::ptr::from_ref(call).cast_mut().cast(),
         )
     };
     let child = Pid::from_raw(Errno::result(child)?);
@@ -78,9 +107,10 @@ pub(super) unsafe fn ioctl_with_file(
 
 /// Nothing here may allocate or lock: the memory is that of a process with other threads.
 extern "C" fn child(call: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: `ioctl_with_file` passes a `Call` that lives until we have ended.
+    // SAFETY: `carry_out` passes a `Call` that lives until we have ended.
     let call = unsafe { &*call.cast::<Call<'_>>() };
-    for (first, last) in [(3, call.device - 1), (call.device + 1, RawFd::MAX)] {
+    let kept = call.on_device.as_ref().map_or(2, |on| on.device);
+    for (first, last) in [(3, kept - 1), (kept + 1, RawFd::MAX)] {
         if first.max(3) <= last {
             // SAFETY: these are the child's own descriptors; it uses none of them.
             unsafe { libc::syscall(libc::SYS_close_range, first.max(3), last, 0) };
@@ -91,10 +121,13 @@ extern "C" fn child(call: *mut libc::c_void) -> libc::c_int {
     if file < 0 {
         return last_error();
     }
+    let Some(on) = &call.on_device else {
+        return 0;
+    };
     // SAFETY: as promised to `ioctl_with_file`.
-    unsafe { call.file_in_argument.write(file as u32) };
+    unsafe { on.file_in_argument.write(file as u32) };
     // SAFETY: as promised to `ioctl_with_file`.
-    match unsafe { libc::ioctl(call.device, call.request, call.argument.as_ptr()) } {
+    match unsafe { libc::ioctl(on.device, on.request, on.argument.as_ptr()) } {
         -1 => last_error(),
         _ => 0,
     }
@@ -137,6 +170,8 @@ mod tests {
         assert_eq!(made(&path, libc::FIONREAD), Ok(()));
         assert_eq!(made(&path, libc::TCGETS), Err(Errno::ENOTTY));
         assert_eq!(made(c"/no/such/file", libc::FIONREAD), Err(Errno::ENOENT));
+        assert_eq!(try_open(&path), Ok(()));
+        assert_eq!(try_open(c"/no/such/file"), Err(Errno::ENOENT));
         assert_eq!(answer, 0);
         assert_ne!(opened, u32::MAX);
         for file in [&device, &other, file.as_file()] {
