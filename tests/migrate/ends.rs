@@ -175,6 +175,13 @@ impl World {
         self.begin(&[&fixed, args].concat(), "leech.log")
     }
 
+    /// Mounts a file, under the name `disk`.
+    pub(crate) fn mount(&self, file: &str) -> End {
+        let url = self.url(file);
+        let args = ["mount", &url, "--device", "fuse", "--name", "disk"];
+        self.begin(&args, "mount.log")
+    }
+
     /// What an end says of the migration.
     pub(crate) fn status(&self, name: &str) -> Option<Value> {
         let output = self
@@ -201,6 +208,14 @@ impl Drop for World {
                 .command(&["stop", "--force", name])
                 .stderr(Stdio::null())
                 .status();
+            // One that was killed before it had noted its device has left the file system below.
+            for how in ["-f", "-l"] {
+                let _ = Command::new("umount")
+                    .arg(how)
+                    .arg(self.path("run").join(name).join("fuse"))
+                    .stderr(Stdio::null())
+                    .status();
+            }
         }
     }
 }

@@ -124,10 +124,15 @@ impl Leeching {
             ..
         } = self;
         runtime.spawn(async move {
-            while !destination.status().is_done {
-                let Some(notice) = told.recv().await else {
-                    break;
-                };
+            let mut status = destination.watch();
+            loop {
+                tokio::select! {
+                    Some(notice) = told.recv() => drop(tell(&notice)),
+                    // The connection ends with it.
+                    _ = status.wait_for(|status| status.is_done) => break,
+                }
+            }
+            while let Ok(notice) = told.try_recv() {
                 tell(&notice);
             }
         });
