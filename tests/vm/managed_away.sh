@@ -6,7 +6,7 @@
 
 read_at() { dd if="$device" of=/dev/null bs=4k count=1 skip="$1" iflag=direct status=none; }
 
-write_at() { head -c 64k /dev/urandom | dd of="$device" bs=64k seek="$1" oflag=direct conv=notrunc status=none; }
+write_at() { head -c 64k /dev/urandom | dd of="$device" bs=64k seek="$1" iflag=fullblock oflag=direct conv=notrunc status=none; }
 
 is_away() { [ "$(managed "$1" away_since)" != null ]; }
 
