@@ -294,3 +294,21 @@ async fn a_server_that_is_cut_off_is_silent_long_before_the_connection_ends() {
     in_time(remote.silent(time)).await;
     assert!(remote.away_since().is_none(), "the transport still waits");
 }
+
+#[tokio::test]
+async fn a_volume_that_is_given_back_is_not_taken_for_a_silent_server() {
+    let time = Duration::from_millis(800);
+    let state = tempfile::tempdir().unwrap();
+    let server = Setup::new(state.path(), Memory::new(1 << 20)).start().await;
+    let link = Link::symmetric(Duration::from_millis(20), 0.0, None, 0);
+    let (_relay, ticket) = through(&server, link);
+    let remote = connect(&ticket).await;
+    let told = tokio::select! {
+        biased;
+        () = remote.silent(time) => Err(()),
+        closed = remote.close() => Ok(closed.unwrap()),
+    };
+    assert_eq!(told, Ok(()));
+    let silent = tokio::time::timeout(time * 2, remote.silent(time)).await;
+    assert!(silent.is_err(), "its end was ours");
+}

@@ -14,7 +14,8 @@ const LOOKS: u32 = 4;
 impl Remote {
     /// Waits until no packet of the server has come for `time`, though it was asked for something; or
     /// until the connection is gone. A server that is slow to answer is not silent: its host
-    /// acknowledges what it gets.
+    /// acknowledges what it gets. After the end of the session by this side nobody is silent, and it
+    /// waits for ever.
     pub async fn silent(&self, time: Duration) {
         let block_bytes = self.geometry().logical_block_bytes();
         let mut block = vec![0; block_bytes as usize];
@@ -32,6 +33,9 @@ impl Remote {
             } else if since.elapsed() >= time {
                 return;
             }
+        }
+        if matches!(&*self.link(), Link::Closed) {
+            std::future::pending::<()>().await;
         }
     }
 

@@ -118,11 +118,10 @@ fn a_clean_mount_that_ends_while_the_origin_is_away_goes_on_without_a_takeover()
     host.succeeds(&["stop", "disk"]);
     assert_eq!(mount.ended(), Some(0));
     let _server = host.serve_at(&listen);
-    let _mount = host.mount(&[]);
+    let mut mount = host.mount(&[]);
     host.until_local();
     assert_eq!(host.number("fetched_bytes"), 0);
-    host.succeeds(&["stop", "disk"]);
-    assert!(host.stores().is_empty(), "{:?}", host.stores());
+    host.stop_cleanly(&mut mount);
 }
 
 #[test]

@@ -264,6 +264,15 @@ impl Host {
         assert_eq!(mount.ended(), Some(0));
     }
 
+    /// Stops `disk`, which leaves no store behind.
+    pub(crate) fn stop_cleanly(&self, mount: &mut Mount) {
+        let stop = self.run(&["stop", "disk"]);
+        assert!(stop.status.success(), "{}", said(&stop));
+        assert_eq!(mount.ended(), Some(0));
+        let stores = self.stores();
+        assert!(stores.is_empty(), "{stores:?}: {}", said(&stop));
+    }
+
     /// The stores that are left under the cache home.
     pub(crate) fn stores(&self) -> Vec<PathBuf> {
         let home = self.path("cache-home").join("blockferry/stores");
