@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use blockferry::device::Device;
 use fuse_support::*;
 
 /// A sparse file of that size, in a directory of its own.

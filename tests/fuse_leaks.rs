@@ -7,8 +7,7 @@ mod fuse_support;
 use std::path::Path;
 
 use blockferry::backend::open;
-use blockferry::device::Device;
-use blockferry::device::fuse::FuseDevice;
+use blockferry::device::{self, DeviceKind};
 use blockferry::mount::direct;
 use fuse_support::*;
 
@@ -105,7 +104,7 @@ fn start_fails(url: &str, run_directory: &Path) {
         .expect("a runtime");
     let mount = runtime.block_on(async { direct::mount(&resource, 128, None) });
     let options = options(run_directory, Wish::default());
-    let Err(error) = FuseDevice::start(mount.volume, &options) else {
+    let Err(error) = device::start(DeviceKind::Fuse, mount.volume, &options) else {
         panic!("it started");
     };
     assert!(!error.to_string().is_empty());
@@ -122,10 +121,36 @@ fn two_devices_in_one_directory_are_refused() {
         .expect("a runtime");
     let mount = runtime.block_on(async { direct::mount(&resource, 128, None) });
     let options = options(served.directory.path(), Wish::default());
-    let Err(error) = FuseDevice::start(mount.volume, &options) else {
+    let Err(error) = device::start(DeviceKind::Fuse, mount.volume, &options) else {
         panic!("it started");
     };
     assert_eq!(error.kind(), blockferry::ErrorKind::Busy, "{error}");
     assert!(served.device.path().exists());
     served.end();
+}
+
+#[test]
+fn a_prepared_device_shows_nothing_before_its_start_and_leaves_nothing_without_one() {
+    let Some(_turn) = turn() else { return };
+    let resource = open("mem:1MiB", &Default::default()).expect("a resource");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let volume = runtime.block_on(async { direct::mount(&resource, 128, None).volume });
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = options(directory.path(), Wish::default());
+    let file = directory.path().join("fuse").join(&options.name);
+
+    let prepared = device::prepare(DeviceKind::Fuse, volume.clone(), &options).expect("prepared");
+    let refused = std::fs::File::open(&file).expect_err("it was opened before its start");
+    assert_eq!(refused.raw_os_error(), Some(nix::libc::EBUSY), "{refused}");
+    drop(prepared);
+    assert!(!file.exists() && !directory.path().join("fuse").exists());
+
+    let prepared = device::prepare(DeviceKind::Fuse, volume, &options).expect("prepared");
+    let mut device = prepared.start().expect("started");
+    std::fs::File::open(device.path()).expect("it can be opened");
+    device.remove().expect("removed");
+    assert!(!directory.path().join("fuse").exists());
 }

@@ -152,16 +152,14 @@ impl Args {
         let mount = direct::mount(&store, options.requests_max(), None);
         let (notices, told) = mpsc::channel(NOTICES_MAX);
         let (started, device) = mpsc::channel::<Box<dyn Device>>(1);
-        let volume = Arc::clone(&mount.volume);
-        let device_options = options.clone();
+        let prepared = device::prepare(kind, Arc::clone(&mount.volume), &options)?;
         let destination = Destination::start(DestinationParts {
             config: self.config()?,
             remote: Arc::clone(&remote),
             store: store.clone(),
             records,
             start_device: Box::new(move |_| {
-                let device = device::start(kind, volume, &device_options);
-                let device = device.map_err(|error| error.chain())?;
+                let device = prepared.start().map_err(|error| error.chain())?;
                 // It is removed if nobody waits for it.
                 let _ = started.blocking_send(device);
                 Ok(())

@@ -128,11 +128,32 @@ pub fn start(
     volume: Arc<Volume>,
     options: &DeviceOptions,
 ) -> Result<Box<dyn Device>> {
+    prepare(kind, volume, options)?.start()
+}
+
+/// The same as far as it goes without anybody seeing the volume, for one that is not here yet.
+///
+/// # Errors
+/// As those of [`start`].
+pub fn prepare(
+    kind: DeviceKind,
+    volume: Arc<Volume>,
+    options: &DeviceOptions,
+) -> Result<Box<dyn Prepared>> {
     options.check()?;
     Ok(match kind {
-        DeviceKind::Ublk => Box::new(ublk::UblkDevice::start(volume, options)?),
-        DeviceKind::Fuse => Box::new(fuse::FuseDevice::start(volume, options)?),
+        DeviceKind::Ublk => Box::new(ublk::UblkDevice::prepare(volume, options)?),
+        DeviceKind::Fuse => Box::new(fuse::FuseDevice::prepare(volume, options)?),
     })
+}
+
+/// A device that waits to be started. Dropping it removes it.
+pub trait Prepared: Send {
+    /// Starts it, and returns when applications can open it.
+    ///
+    /// # Errors
+    /// Why it cannot be started; it is removed then.
+    fn start(self: Box<Self>) -> Result<Box<dyn Device>>;
 }
 
 /// A device that is being served. Dropping it removes it.

@@ -59,13 +59,14 @@ fn place_in(root: &Path, name: Option<&Name>, shown: &str, resource: &str) -> Re
 }
 
 /// What is left of a device of this resource that ended with its process, and that nobody has open,
-/// makes way for the same mount again.
+/// makes way for the same mount again; and one whose process died before it told anybody of it, for any.
 fn clean_remains(root: &Path, name: &Name, shown: &str) {
     let directory = root.join(name.as_str());
-    let is_same = matches!(
-        Running::load(&directory),
-        Ok(Some(running)) if running.resource == redacted(shown)
-    );
+    let is_same = match Running::load(&directory) {
+        Ok(Some(running)) => running.resource == redacted(shown),
+        Ok(None) => true,
+        Err(_) => false,
+    };
     let is_over = || Claim::is_held(root, name) == Some(false) && !is_recoverable(&directory);
     if is_same && is_over() {
         match clean(root, name, false) {

@@ -8,8 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use blockferry::backend::{OpenOptions, Resource, open};
-use blockferry::device::fuse::FuseDevice;
-use blockferry::device::{Device, DeviceOptions, DeviceRecord};
+use blockferry::device::{self, Device, DeviceKind, DeviceOptions, DeviceRecord};
 use blockferry::mount::direct::{self, DirectMount};
 
 /// Long enough for anything that happens at all on a busy machine.
@@ -17,7 +16,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A resource behind a FUSE device, in a directory of its own.
 pub(crate) struct Served {
-    pub device: FuseDevice,
+    pub device: Box<dyn Device>,
     pub mount: DirectMount,
     pub directory: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
@@ -66,8 +65,9 @@ pub(crate) fn serve_resource(resource: &Resource, wish: Wish) -> Served {
         let _in_runtime = runtime.enter();
         direct::mount(resource, 4096, Some(PATIENCE))
     };
-    let device = FuseDevice::start(mount.volume.clone(), &options(directory.path(), wish))
-        .expect("the device starts");
+    let options = options(directory.path(), wish);
+    let device =
+        device::start(DeviceKind::Fuse, mount.volume.clone(), &options).expect("the device starts");
     Served {
         device,
         mount,

@@ -9,6 +9,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Release;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,7 +26,7 @@ use super::requests::{Inline, Requests};
 use super::session::Session;
 use super::slot::Reply;
 use super::{BACKGROUND_MAX, MOUNT_DIRECTORY};
-use crate::device::{Device, DeviceOptions, DeviceRecord};
+use crate::device::{Device, DeviceOptions, DeviceRecord, Prepared};
 use crate::volume::{ByteOffset, Op, Request, Volume, Watch};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -51,6 +53,8 @@ pub struct FuseDevice {
     /// Where it is written how to remove the device should this process die.
     run_directory: PathBuf,
     read_only: bool,
+    logical_block_bytes: u32,
+    started: Arc<AtomicBool>,
     made_directory: bool,
     loop_device: Option<LoopDevice>,
     session: Option<Session>,
@@ -60,13 +64,13 @@ pub struct FuseDevice {
 }
 
 impl FuseDevice {
-    /// Mounts the file, serves it, and as root puts a loop device on top. When it returns, the
-    /// device can be opened. When it fails, nothing is left behind.
+    /// Mounts the file, which cannot be opened until the device is started. When it fails, nothing is left
+    /// behind.
     ///
     /// # Errors
     /// `NotFound`, `PermissionDenied` or `Unsupported` where this machine has no FUSE or does not
     /// allow it, with what to do about it; `Busy` where another device runs in the same directory.
-    pub fn start(volume: Arc<Volume>, options: &DeviceOptions) -> Result<Self> {
+    pub fn prepare(volume: Arc<Volume>, options: &DeviceOptions) -> Result<Self> {
         check_name(&options.name)?;
         let run_directory = options
             .run_directory
@@ -90,6 +94,8 @@ impl FuseDevice {
             mount_point,
             run_directory,
             read_only: options.read_only || volume.is_read_only(),
+            logical_block_bytes: volume.geometry().logical_block_bytes(),
+            started: Arc::new(AtomicBool::new(false)),
             made_directory: false,
             loop_device: None,
             session: None,
@@ -124,7 +130,8 @@ impl FuseDevice {
             gate.connect(queues.clone());
             Requests::Queued(queues)
         };
-        let filesystem = OneFile::new(&options.name, &geometry, self.read_only, requests);
+        let started = self.started.clone();
+        let filesystem = OneFile::new(&options.name, &geometry, self.read_only, requests, started);
         let end = self.end.clone();
         self.session = Some(Session::start(
             filesystem,
@@ -135,12 +142,18 @@ impl FuseDevice {
                 end.send_replace(Some(reason));
             },
         )?);
+        Ok(())
+    }
+
+    /// Has the file opened by whoever wants to, and as root puts a loop device on top.
+    fn show(&mut self) -> Result<()> {
+        self.started.store(true, Release);
         let path = CString::new(self.path.as_os_str().as_bytes());
         path.map_err(io::Error::from)
             .and_then(|path| Ok(loop_child::try_open(&path)?))
             .context_io(|| format!("cannot open {}", self.path.display()))?;
         if nix::unistd::geteuid().is_root() {
-            self.put_loop_device_on_top(geometry.logical_block_bytes());
+            self.put_loop_device_on_top();
             self.record().save(&self.run_directory)?;
         }
         Ok(())
@@ -168,9 +181,9 @@ impl FuseDevice {
         Ok(())
     }
 
-    fn put_loop_device_on_top(&mut self, logical_block_bytes: u32) {
+    fn put_loop_device_on_top(&mut self) {
         let options = LoopOptions {
-            logical_block_bytes,
+            logical_block_bytes: self.logical_block_bytes,
             read_only: self.read_only,
         };
         match LoopDevice::attach(&self.path, options) {
@@ -247,6 +260,13 @@ impl FuseDevice {
             )),
             _ => DeviceRecord::forget(&self.run_directory),
         }
+    }
+}
+
+impl Prepared for FuseDevice {
+    fn start(mut self: Box<Self>) -> Result<Box<dyn Device>> {
+        self.show()?;
+        Ok(self)
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -29,15 +32,18 @@ pub(super) struct OneFile {
     read_only: bool,
     since: SystemTime,
     requests: Requests,
+    /// Nobody opens the file before.
+    started: Arc<AtomicBool>,
 }
 
 impl OneFile {
-    /// A file `name` as long as the device, served by `requests`.
+    /// A file `name` as long as the device, served by `requests` when it is `started`.
     pub(super) fn new(
         name: &str,
         geometry: &Geometry,
         read_only: bool,
         requests: Requests,
+        started: Arc<AtomicBool>,
     ) -> Self {
         Self {
             name: name.into(),
@@ -46,6 +52,7 @@ impl OneFile {
             read_only,
             since: SystemTime::now(),
             requests,
+            started,
         }
     }
 
@@ -255,6 +262,9 @@ impl Filesystem for OneFile {
         }
         if self.read_only && flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
+        }
+        if !self.started.load(Acquire) {
+            return reply.error(Errno::EBUSY);
         }
         reply.opened(
             FileHandle(0),

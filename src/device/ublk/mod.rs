@@ -24,7 +24,7 @@ pub(super) use self::control::CONTROL_PATH;
 use self::control::{Control, DeviceInfo, is_unprivileged};
 use self::params::{RECOVERY, params, wanted};
 use self::threads::QueueThreads;
-use super::{Device, DeviceOptions, DeviceRecord, Recovery, UblkRecord};
+use super::{Device, DeviceOptions, DeviceRecord, Prepared, Recovery, UblkRecord};
 use crate::volume::{Volume, Watch};
 use crate::{Context, Error, ErrorKind, Result};
 
@@ -37,6 +37,7 @@ pub struct UblkDevice {
     record: UblkRecord,
     path: PathBuf,
     unprivileged: bool,
+    writable: bool,
     /// Where it is written how to remove the device should this process die.
     run_directory: PathBuf,
     control: Control,
@@ -55,13 +56,13 @@ enum WhenDropped {
 }
 
 impl UblkDevice {
-    /// Makes a device for the volume and returns when applications can open it.
+    /// Makes a device for the volume, whose queues wait for its start.
     ///
     /// # Errors
     /// When the driver is missing or refuses; nothing is left behind then. `PermissionDenied` where
     /// nobody gives this user the nodes of an unprivileged device: that one stays, with its record,
     /// as the driver lets only those remove it who may open them.
-    pub fn start(volume: Arc<Volume>, options: &DeviceOptions) -> Result<Self> {
+    pub fn prepare(volume: Arc<Volume>, options: &DeviceOptions) -> Result<Self> {
         let mut control = Control::open()?;
         let features = control.features()?;
         let mark = random_mark()?;
@@ -85,8 +86,14 @@ impl UblkDevice {
             volume.limit_requests(UNPRIVILEGED_REQUEST_LIMIT);
         }
         // From here on dropping the device removes it.
-        let watch = volume.watch().clone();
-        let mut device = Self::new(record, &info, control, options, watch, WhenDropped::Remove);
+        let mut device = Self::new(
+            record,
+            &info,
+            control,
+            options,
+            &volume,
+            WhenDropped::Remove,
+        );
         device.record().save(&device.run_directory)?;
         device.set_up(&volume, options, &info)?;
         Ok(device)
@@ -108,8 +115,8 @@ impl UblkDevice {
         recovery::check(record, &info, &found, &volume, options)?;
         recovery::begin(&mut control, id)?;
         tracing::debug!(id, "taking the ublk device over");
-        let (record, watch) = (record.clone(), volume.watch().clone());
-        let mut device = Self::new(record, &info, control, options, watch, WhenDropped::Leave);
+        let record = record.clone();
+        let mut device = Self::new(record, &info, control, options, &volume, WhenDropped::Leave);
         let character = device.open_queues()?;
         device
             .queues
@@ -126,17 +133,18 @@ impl UblkDevice {
         info: &DeviceInfo,
         control: Control,
         options: &DeviceOptions,
-        watch: Arc<Watch>,
+        volume: &Volume,
         when_dropped: WhenDropped,
     ) -> Self {
         Self {
             path: nodes::of_block_device(record.id),
             record,
             unprivileged: is_unprivileged(info),
+            writable: !options.read_only && !volume.is_read_only(),
             run_directory: options.run_directory.clone(),
             control,
             queues: QueueThreads::new(),
-            watch,
+            watch: volume.watch().clone(),
             when_dropped,
         }
     }
@@ -151,10 +159,7 @@ impl UblkDevice {
         self.control
             .set_params(self.record.id, &params(volume, options))?;
         self.queues
-            .start(&mut self.control, info, volume, &character)?;
-        self.control.start(self.record.id)?;
-        let writable = !options.read_only && !volume.is_read_only();
-        nodes::wait_for(&self.path, writable, self.unprivileged)
+            .start(&mut self.control, info, volume, &character)
     }
 
     fn open_queues(&self) -> Result<Arc<File>> {
@@ -189,6 +194,14 @@ impl UblkDevice {
         let context = || format!("cannot flush {}", self.path.display());
         let device = File::open(&self.path).context_io(context)?;
         device.sync_all().context_io(context)
+    }
+}
+
+impl Prepared for UblkDevice {
+    fn start(mut self: Box<Self>) -> Result<Box<dyn Device>> {
+        self.control.start(self.record.id)?;
+        nodes::wait_for(&self.path, self.writable, self.unprivileged)?;
+        Ok(self)
     }
 }
 
