@@ -1,38 +1,39 @@
 //! `blockferry leech`: has a volume that another host seeds move here.
 
-mod leeching;
-mod store;
+mod waiting;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use blockferry::device::{self, Device};
-use blockferry::migrate::protocol::{Finalize, LeecherConfig, MigrationId, Mode};
-use blockferry::migrate::{Destination, DestinationParts, RecordKeeper};
-use blockferry::mount::direct;
-use blockferry::net::{Compression, Remote, RemoteOptions};
+use blockferry::device;
+use blockferry::migrate::protocol::Finalize;
+use blockferry::migrate::{Arrived, LeechOptions, LeechStore, Migrator, SeedOptions, SourceStatus};
+use blockferry::net::{Compression, Server};
 use blockferry::ops::{self, Name, Place, control};
-use blockferry::volume::instance;
 use blockferry::wire::Ticket;
 use blockferry::{Context, Error, ErrorKind, Result};
 use clap::ValueEnum;
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 
-use self::leeching::{Leeching, NOTICES_MAX, answers, draw};
-use self::store::StoreUrl;
+use self::waiting::{NOTICES_MAX, Waiting, answers, draw};
 use super::device_choice::DeviceArgs;
 use super::failure::Failure;
 use super::mounted::Mounted;
 use super::output;
 use super::progress::Progress;
+use super::seed_service::SeedServiceArgs;
+use super::seeded::{Coming, SeededDevice};
 use super::serving::Serving;
 use super::signals::Signals;
 use super::ticket_argument::{self, Named};
 
 /// The longest downtime that can be aimed at, in milliseconds.
 const DOWNTIME_TARGET_MAX_MS: u64 = 3_600_000;
+
+/// How long the ticket is waited for before anything else is told.
+const SERVICE_WAIT: Duration = Duration::from_secs(1);
 
 /// The most rounds that can be asked for.
 const ROUNDS_MAX: u32 = 1_000_000;
@@ -45,6 +46,9 @@ const ROUNDS_MAX: u32 = 1_000_000;
 /// prints its path and, on the next line, for how long neither host took requests. From then on it is as
 /// with `mount`: it runs until it is told to end.
 ///
+/// With --listen it is as with `seed` instead: the line after the path is a ticket, and whoever has that can
+/// have the volume move on, or back, while the device here is in use.
+///
 /// Until the volume has moved, `blockferry abort`, a signal, or the loss of either host leave it where it
 /// is; the same command goes on with what was pulled. Once the seeder may have moved it, this asks until it
 /// knows.
@@ -53,16 +57,21 @@ const ROUNDS_MAX: u32 = 1_000_000;
   blockferry leech @disk.ticket --store file:/srv/disk.img
   blockferry leech @disk.ticket --store file:/srv/disk.img --finalize manual --name disk
   blockferry finalize disk
+  blockferry leech @disk.ticket --store /srv/volumes --listen 0.0.0.0:4480 --ticket-file on.ticket
   blockferry leech @disk.ticket --store mem: --downtime-target 20")]
 pub(super) struct Args {
     /// The ticket that `blockferry seed` printed, @FILE, or - for standard input; without it, the
     /// ticket in $BLOCKFERRY_TICKET
     ticket: Option<String>,
 
-    /// Where the volume is to be: file:PATH, made if it does not exist, or mem: for memory of this process,
-    /// with which it is gone
-    #[arg(long, value_name = "URL")]
-    store: StoreUrl,
+    /// Where the volume is to be: file:PATH, made if it does not exist; a directory, for a file in it that is
+    /// named as the volume is; or mem: for memory of this process, with which it is gone
+    #[arg(long, value_name = "STORE")]
+    store: LeechStore,
+
+    /// Seed the volume on when it is here: the address and UDP port to listen on
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
 
     /// The name under which it runs; one that follows from the store unless given
     #[arg(long)]
@@ -93,6 +102,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     device: DeviceArgs,
+
+    #[command(flatten, next_help_heading = "With --listen")]
+    service: SeedServiceArgs,
 }
 
 /// Who says when the volume moves.
@@ -112,14 +124,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             return Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what)));
         }
     };
-    let shown = args.store.to_string();
-    let place = ops::place(args.name.as_ref(), &shown, &args.store.canonical())?;
+    if args.listen.is_none() && args.service.is_any() {
+        let what = "tickets and hooks are for a volume that is seeded on: give --listen, too";
+        return Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what)));
+    }
+    let store = args.store.clone().for_volume(&ticket.volume);
+    let place = ops::place(args.name.as_ref(), &store.to_string(), &store.canonical())?;
     if place.left_over.is_some() {
         let name = place.claim.name();
-        let what = format!(
-            "a device of {} waits to be taken over: `blockferry recover {name}`",
-            args.store
-        );
+        let what =
+            format!("a device of {store} waits to be taken over: `blockferry recover {name}`");
         return Err(Error::new(ErrorKind::Busy, what).into());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -127,60 +141,61 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context_io(|| "cannot start the runtime")?;
-    Ok(args.leech(&runtime, ticket, place)?)
+    Ok(args.leech(&runtime, ticket, &store, place)?)
 }
 
 impl Args {
-    fn leech(&self, runtime: &Runtime, ticket: Ticket, place: Place) -> Result<()> {
+    fn leech(
+        &self,
+        runtime: &Runtime,
+        ticket: Ticket,
+        store: &LeechStore,
+        place: Place,
+    ) -> Result<()> {
         let _guard = runtime.enter();
         let mut signals = Signals::catch()?;
         let claim = place.claim;
         let (kind, options) = self.device.choose(&claim)?;
-        let remote = runtime.block_on(async {
-            tokio::select! {
-                remote = Remote::connect(ticket, self.remote_options()) => remote,
-                () = signals.next() => Err(Error::new(
-                    ErrorKind::TimedOut,
-                    "told to end before the seeder had answered",
-                )),
+        let running = Arc::default();
+        // What keeps it from being seeded on is to be known before it is here.
+        let service = match self.listen {
+            Some(at) => {
+                let options = self.service.options(claim.name(), &running)?;
+                Some((self.service.listen(at)?, options))
             }
-        });
-        let remote = remote.map_err(|error| self.store.explained(error))?;
-        let geometry = remote.geometry();
-        let store = self.store.open(&geometry)?;
-        let records = RecordKeeper::of(&store)?;
-        let mount = direct::mount(&store, options.requests_max(), None);
+            None => None,
+        };
         let (notices, told) = mpsc::channel(NOTICES_MAX);
-        let (started, device) = mpsc::channel::<Box<dyn Device>>(1);
-        let prepared = device::prepare(kind, Arc::clone(&mount.volume), &options)?;
-        let destination = Destination::start(DestinationParts {
-            config: self.config()?,
-            remote: Arc::clone(&remote),
-            store: store.clone(),
-            records,
-            start_device: Box::new(move |_| {
-                let device = prepared.start().map_err(|error| error.chain())?;
-                // It is removed if nobody waits for it.
-                let _ = started.blocking_send(device);
-                Ok(())
-            }),
+        let leech_options = LeechOptions {
             told: Box::new(move |notice| {
                 if notices.try_send(notice).is_err() {
                     tracing::debug!("a notice is lost");
                 }
             }),
+            ..self.options()?
+        };
+        let migrator = Migrator::new(kind, options.clone());
+        let leeching = runtime.block_on(async {
+            tokio::select! {
+                leeching = migrator.leech(ticket, store, leech_options) => leeching,
+                () = signals.next() => Err(Error::new(
+                    ErrorKind::TimedOut,
+                    "told to end before the seeder had answered",
+                )),
+            }
         })?;
-        let answers = answers(&destination, &mount.volume, &options);
+        let seeds = Arc::default();
+        let answers = answers(&leeching, &options, &seeds, &running);
         let orders = control::serve(claim.directory(), answers)?;
-        let mut leeching = Leeching {
-            destination,
+        let progress = Progress::drawn_by(draw(leeching.watch()));
+        let resource = leeching.store().clone();
+        let mut waiting = Waiting {
+            leeching,
             told,
-            device,
             orders,
             signals,
         };
-        let progress = Progress::drawn_by(draw(leeching.destination.watch()));
-        let device = runtime.block_on(leeching.until_here())?;
+        let device = runtime.block_on(waiting.until_here())?;
         drop(progress);
         let path = device.path().to_owned();
         claim.publish(&ops::Running {
@@ -188,57 +203,89 @@ impl Args {
             ..ops::Running::new(
                 device.path(),
                 device.record(),
-                &store.url,
-                store.geometry.device_bytes(),
+                &resource.url,
+                resource.geometry.device_bytes(),
             )
         })?;
         output::line(path.display())?;
-        let downtime = runtime.block_on(leeching.downtime());
-        if let Some(downtime) = downtime {
-            output::line(format_args!(
-                "downtime {:.1} ms",
-                downtime.as_secs_f64() * 1e3
-            ))?;
-        }
-        let (orders, signals) = leeching.go_on(runtime);
-        let serving = Serving {
-            claim,
-            mount: Mounted::Direct {
-                mount,
-                remote: None,
-            },
-            path,
-            device: Arc::new(Mutex::new(device)),
+        let (arrived, orders, signals) = waiting.arrived(runtime);
+        let Some((server, seed_options)) = service else {
+            runtime.block_on(tell_downtime(&arrived))?;
+            let mount = arrived.into_mount();
+            let serving = Serving {
+                claim,
+                mount: Mounted::Direct {
+                    mount,
+                    remote: None,
+                },
+                path,
+                device: Arc::new(Mutex::new(device)),
+                orders,
+                signals,
+                progress: None,
+            };
+            return runtime.block_on(serving.until_stopped());
+        };
+        let arrived = Arc::new(arrived);
+        let mut seeded = SeededDevice {
+            device: Some(device),
+            seeding: None,
+            coming: Some(self.coming(&arrived, server, seed_options, seeds)),
+            _arrived: Some(Arc::clone(&arrived)),
             orders,
             signals,
-            progress: None,
+            hooks: running,
         };
-        runtime.block_on(serving.until_stopped())
+        let ended = runtime.block_on(async {
+            seeded.until_seeded(SERVICE_WAIT).await;
+            tell_downtime(&arrived).await?;
+            drop(arrived);
+            seeded.until_ended().await
+        });
+        drop(claim);
+        ended
     }
 
-    fn remote_options(&self) -> RemoteOptions {
-        RemoteOptions {
-            // Only the seeder's device writes.
-            read_only: true,
-            compression: self.compress,
-            client_name: self.host_name.clone(),
-            ..RemoteOptions::default()
-        }
+    /// The service for those who have it move on, as soon as all of it is here; then its ticket is told.
+    fn coming(
+        &self,
+        arrived: &Arc<Arrived>,
+        server: Server,
+        options: SeedOptions,
+        seeds: Arc<OnceLock<watch::Receiver<SourceStatus>>>,
+    ) -> Coming {
+        let (arrived, service) = (Arc::clone(arrived), self.service.clone());
+        Box::pin(async move {
+            let seeding = arrived.seed(server, options).await?;
+            service.announce(&seeding)?;
+            let _ = seeds.set(seeding.watch());
+            Ok(seeding)
+        })
     }
 
-    fn config(&self) -> Result<LeecherConfig> {
-        Ok(LeecherConfig {
-            name: self.host_name.clone().unwrap_or_else(host_name),
-            migration: MigrationId(instance::fresh()?),
-            mode: Mode::PreCopy,
+    fn options(&self) -> Result<LeechOptions> {
+        let name = self.host_name.clone().unwrap_or_else(host_name);
+        Ok(LeechOptions {
             finalize: match self.finalize {
                 When::Auto => Finalize::Auto,
                 When::Manual => Finalize::Manual,
             },
             downtime_target: Duration::from_millis(self.downtime_target),
             rounds_max: self.rounds_max,
-            pre_copy_limit: Duration::MAX,
+            compression: self.compress,
+            can_seed: self.listen.is_some(),
+            ..LeechOptions::new(name)?
         })
+    }
+}
+
+async fn tell_downtime(arrived: &Arrived) -> Result<()> {
+    match arrived.downtime().await {
+        Some(downtime) => output::line(format_args!(
+            "downtime {:.1} ms",
+            downtime.as_secs_f64() * 1e3
+        )),
+        None => Ok(()),
     }
 }
 
@@ -249,9 +296,4 @@ fn host_name() -> String {
         true => "a host".to_owned(),
         false => name,
     }
-}
-
-/// Where a file is by whichever name it is known.
-fn path_of(rest: &str) -> PathBuf {
-    PathBuf::from(rest.strip_prefix("//").unwrap_or(rest))
 }

@@ -1,7 +1,6 @@
 //! `blockferry migrate status NAME`: how far a migration is.
 
 use blockferry::migrate::MigrationStatus;
-use blockferry::migrate::protocol::Reason;
 use blockferry::ops::{self, Name};
 use blockferry::volume::format_size;
 use blockferry::{Error, ErrorKind, Result};
@@ -80,33 +79,4 @@ pub(super) fn facts(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let downtime = status.downtime_ms;
     facts.extend(downtime.map(|ms| ("downtime", format!("{ms:.1} ms"))));
     facts
-}
-
-/// Why an attempt or a migration ended, for people.
-pub(super) fn explained(reason: &Reason) -> String {
-    match reason {
-        Reason::Busy { by } => format!("{by} is having it moved"),
-        Reason::Moved { to, epoch } => format!("it has moved to {to} (epoch {})", epoch.0),
-        Reason::Full => "the seeder has as many leechers as it takes".to_owned(),
-        Reason::SeederAborted => "it was given up at the seeder".to_owned(),
-        Reason::LeecherAborted => "it was given up at the leecher".to_owned(),
-        Reason::HoldLimit => {
-            "requests would have been held for longer than the seeder's --hold-limit".to_owned()
-        }
-        Reason::Disconnected => "the connection was lost".to_owned(),
-        Reason::Asked => "the leecher lost the connection before it was decided".to_owned(),
-        Reason::Over => "that attempt was over".to_owned(),
-        Reason::HookFailed(why) => format!("at the seeder {why}"),
-        Reason::StoreFailed(why) => format!("a store failed: {why}"),
-        Reason::ProofDiffers => {
-            "what was pulled is not what the seeder has; everything is compared anew".to_owned()
-        }
-        Reason::AnotherVolume => {
-            "the store has to do with another volume; give another --store".to_owned()
-        }
-        Reason::Outdated => {
-            "the store's volume has left this host since the seeder had it: what is there is old"
-                .to_owned()
-        }
-    }
 }

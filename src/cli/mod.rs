@@ -27,6 +27,8 @@ mod progress;
 mod recover;
 mod repeat;
 mod seed;
+mod seed_service;
+mod seeded;
 mod serve;
 mod serving;
 mod signals;

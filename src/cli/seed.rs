@@ -1,34 +1,22 @@
 //! `blockferry seed`: a resource as a device here, which can move to another host while it is in use.
 
-mod seeding;
-
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use blockferry::backend::{self, Kind, OpenOptions, Resource};
+use blockferry::backend::{self, OpenOptions};
 use blockferry::device;
-use blockferry::migrate::protocol::{SeederNotice, Standing};
-use blockferry::migrate::{RecordKeeper, Source, SourceParts, records};
-use blockferry::mount::direct::{self, DirectMount};
-use blockferry::net::{LEASE_DEFAULT, ServedVolume, Server, ServerConfig, arrivals, write_private};
+use blockferry::migrate::Migrator;
 use blockferry::ops::{self, Claim, Name, Running, control};
-use blockferry::wire::{HostPort, VolumeName};
 use blockferry::{Context, Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 
-use self::seeding::{Seeding, answers};
 use super::block_size;
 use super::device_choice::DeviceArgs;
 use super::failure::Failure;
 use super::output;
-use super::serve::content_of;
+use super::seed_service::SeedServiceArgs;
+use super::seeded::{SeededDevice, answers};
 use super::signals::Signals;
-use super::source_hooks::SourceHookArgs;
-
-/// The longest hold that can be asked for, in seconds.
-const HOLD_LIMIT_MAX_S: u64 = 3600;
 
 /// Makes a resource a device here that can move to another host while it is in use
 ///
@@ -64,27 +52,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = block_size::parse)]
     block_size: Option<u32>,
 
-    /// Write the ticket to this file too, readable by its owner alone
-    #[arg(long, value_name = "FILE")]
-    ticket_file: Option<PathBuf>,
-
-    /// The address that goes into the ticket [default: the one listened on, or this host's first]
-    #[arg(long, value_name = "HOST:PORT")]
-    advertise: Option<HostPort>,
-
-    /// Where the server's key and the secret are kept [default: /var/lib/blockferry, or
-    /// $XDG_STATE_HOME/blockferry where not root]
-    #[arg(long, value_name = "DIRECTORY")]
-    state_dir: Option<PathBuf>,
-
-    /// For how many seconds requests are held at most. Then they go on here, and the volume does not move
-    /// this time
-    #[arg(long, value_name = "SECONDS", default_value = "5",
-          value_parser = clap::value_parser!(u64).range(1..=HOLD_LIMIT_MAX_S))]
-    hold_limit: u64,
-
     #[command(flatten)]
-    hooks: SourceHookArgs,
+    service: SeedServiceArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -117,42 +86,16 @@ impl Args {
             ..OpenOptions::default()
         };
         let resource = backend::open(&self.resource, &options)?;
-        let records = RecordKeeper::of(&resource)?;
-        let is_here = is_here(&resource, &records)?;
         let (kind, options) = self.device.choose(&claim)?;
-        let mount =
-            is_here.then(|| direct::mount_seedable(&resource, options.requests_max(), None));
-        let volume = mount.as_ref().map(|mount| Arc::clone(&mount.volume));
-
-        let (to_arrive, arrivals) = arrivals();
-        let name: VolumeName = claim.name().as_str().parse()?;
-        let served = ServedVolume {
-            name: name.clone(),
-            backend: resource.as_async(),
-            block_bytes: Some(resource.geometry.logical_block_bytes()),
-            // Only the device here writes it.
-            read_only: true,
-            content: content_of(&resource),
-            instance: resource.instance,
-            leechers: Some(to_arrive),
-        };
-        let server = Server::bind(self.server_config(), vec![served])?;
-        let ticket = server.ticket(&name).map(|ticket| ticket.reveal());
+        let server = self.service.listen(self.listen)?;
         let running = Arc::default();
-        let source = Source::start(SourceParts {
-            resource: resource.clone(),
-            volume: volume.clone(),
-            records,
-            arrivals,
-            hold_limit: Duration::from_secs(self.hold_limit),
-            hooks: self.hooks.hooks(&running),
-            told: Box::new(|notice| tell(&notice)),
-        })?;
-        let answers = answers(&source, volume.as_ref(), &options, &running);
+        let seed_options = self.service.options(claim.name(), &running)?;
+        let migrator = Migrator::new(kind, options.clone());
+        let (device, seeding) = migrator.seed(&resource, server, seed_options)?;
+        let answers = answers(seeding.watch(), seeding.volume(), &options, &running);
         let orders = control::serve(claim.directory(), answers)?;
-        let device = match &volume {
-            Some(volume) => {
-                let device = device::start(kind, Arc::clone(volume), &options)?;
+        match &device {
+            Some(device) => {
                 claim.publish(&Running {
                     mode: "seed".to_owned(),
                     ..Running::new(
@@ -163,7 +106,6 @@ impl Args {
                     )
                 })?;
                 output::line(device.path().display())?;
-                Some(device)
             }
             None => {
                 tracing::warn!(
@@ -171,74 +113,20 @@ impl Args {
                      everything",
                     resource.url
                 );
-                None
             }
-        };
-        self.announce(&ticket.unwrap_or_default())?;
-        let seeding = Seeding {
-            source,
+        }
+        self.service.announce(&seeding)?;
+        let seeded = SeededDevice {
             device,
+            seeding: Some(seeding),
+            coming: None,
+            _arrived: None,
             orders,
             signals,
             hooks: running,
         };
-        let ended = runtime.block_on(seeding.until_ended(server));
-        drop(mount.map(|mount: DirectMount| mount.volume));
+        let ended = runtime.block_on(seeded.until_ended());
         drop(claim);
         ended
-    }
-
-    fn server_config(&self) -> ServerConfig {
-        ServerConfig {
-            listen: self.listen,
-            advertise: self.advertise.clone(),
-            state_dir: self.state_dir.clone(),
-            tls: None,
-            lease: LEASE_DEFAULT,
-        }
-    }
-
-    fn announce(&self, ticket: &str) -> Result<()> {
-        if let Some(path) = &self.ticket_file {
-            write_private(path, format!("{ticket}\n").as_bytes())?;
-        }
-        output::line(ticket)
-    }
-}
-
-/// Whether the volume is here; if not, it has moved away.
-fn is_here(resource: &Resource, records: &RecordKeeper) -> Result<bool> {
-    match (records.records().standing(), &resource.kind) {
-        (Standing::Owner(_), _) => Ok(true),
-        (Standing::Moved(_), _) => Ok(false),
-        (_, Kind::File(file)) => records::refuse_elsewhere(file.path()).map(|()| true),
-        _ => Ok(true),
-    }
-}
-
-/// What a user wants to know.
-fn tell(notice: &SeederNotice) {
-    match notice {
-        SeederNotice::Finalizing(to) => tracing::info!(to, "the volume is about to move"),
-        SeederNotice::Resumed(reason) => {
-            tracing::warn!(
-                "the volume has not moved, and requests go on here: {}",
-                super::migrate::explained(reason)
-            );
-        }
-        SeederNotice::Moved(record) => tracing::warn!(
-            "the volume has moved to {} (epoch {})",
-            record.to,
-            record.epoch.0
-        ),
-        SeederNotice::HookFailed(why) => tracing::warn!("the volume has moved, but {why}"),
-        SeederNotice::RecordStuck(why) => tracing::error!(
-            "requests wait: the record that the volume moves could be neither written nor taken back: \
-             {why}. It is tried again every second"
-        ),
-        SeederNotice::TooLate => {
-            tracing::warn!("it is too late: the volume has moved, or is just about to");
-        }
-        SeederNotice::Released => tracing::info!("the new owner has everything"),
     }
 }

@@ -220,7 +220,7 @@ fn served((name, resource): (VolumeName, &Resource)) -> ServedVolume {
     }
 }
 
-pub(super) fn content_of(resource: &Resource) -> Content {
+fn content_of(resource: &Resource) -> Content {
     match &resource.kind {
         Kind::File(file) => Content::File(file.clone()),
         Kind::Memory(_) | Kind::Other(_) => Content::Instance,

@@ -13,7 +13,7 @@ use super::hook_command::{HookCommand, RunningHooks};
 const TIMEOUT_MAX_S: u64 = 86_400;
 
 /// Commands, each run by `sh -c`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct SourceHookArgs {
     /// Run before requests are held, to have what applications and file systems have cached written. If
     /// it fails the volume does not move now
@@ -43,6 +43,16 @@ pub(super) struct SourceHookArgs {
 }
 
 impl SourceHookArgs {
+    /// Whether there is anything to do.
+    pub(super) fn is_any(&self) -> bool {
+        let commands = [
+            &self.on_before_sync,
+            &self.on_after_sync,
+            &self.on_before_close,
+        ];
+        self.freeze.is_some() || commands.into_iter().any(Option::is_some)
+    }
+
     /// The commands as calls; those that run are in `running`.
     pub(super) fn hooks(&self, running: &Arc<RunningHooks>) -> SourceHooks {
         let command = |option, text: &Option<String>| {

@@ -2,10 +2,12 @@
 //!
 //! [`protocol`] decides: the two ends' state machines, without I/O. [`source`] and [`destination`] carry
 //! out what they decide; [`records`] is what each end keeps of it with its resource, [`proof`] how they
-//! know that their stores are equal.
+//! know that their stores are equal. [`migrator`] is both ends with their devices, for programs.
 
 pub mod destination;
+mod explained;
 mod freeze;
+pub mod migrator;
 pub mod proof;
 pub mod protocol;
 mod prover;
@@ -21,6 +23,7 @@ mod wire_form;
 
 pub use destination::{Destination, DestinationParts, DestinationStatus};
 pub use freeze::Freeze;
+pub use migrator::{Arrived, LeechOptions, LeechStore, Leeching, Migrator, SeedOptions, Seeding};
 pub use record_keeper::RecordKeeper;
 pub use source::{
     Call, CallWithBytes, HOLD_LIMIT_DEFAULT, Source, SourceHooks, SourceParts, SourceStatus,

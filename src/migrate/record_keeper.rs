@@ -1,6 +1,7 @@
 //! The records of a resource in use: with a file, or with this process where it is memory.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::protocol::{CommitRecord, LeechRecord, Records, VolumeId};
 use super::records::{Kept, RecordFile};
@@ -8,11 +9,11 @@ use crate::backend::{Kind, Resource};
 use crate::volume::instance;
 use crate::{Error, ErrorKind, Result};
 
-/// See the module. Who has it holds the resource's lock.
+/// See the module. Who has it holds the resource's lock. Clones keep the same records.
 #[derive(Debug, Clone)]
 pub struct RecordKeeper {
     file: Option<RecordFile>,
-    kept: Option<Kept>,
+    kept: Arc<Mutex<Option<Kept>>>,
 }
 
 impl RecordKeeper {
@@ -33,12 +34,16 @@ impl RecordKeeper {
             Some(file) => file.read()?,
             None => None,
         };
-        Ok(Self { file, kept })
+        Ok(Self {
+            file,
+            kept: Arc::new(Mutex::new(kept)),
+        })
     }
 
     /// What is kept by now.
     pub fn records(&self) -> Records {
-        let kept = self.kept.as_ref();
+        let kept = self.kept();
+        let kept = kept.as_ref();
         kept.map(|kept| kept.records.clone()).unwrap_or_default()
     }
 
@@ -47,7 +52,7 @@ impl RecordKeeper {
     /// # Errors
     /// What keeps that from being written.
     pub fn volume(&mut self) -> Result<VolumeId> {
-        if let Some(kept) = &self.kept {
+        if let Some(kept) = &*self.kept() {
             return Ok(kept.volume);
         }
         let volume = VolumeId(instance::fresh()?);
@@ -90,7 +95,8 @@ impl RecordKeeper {
     /// # Errors
     /// What keeps it from being written.
     pub fn restore(&mut self) -> Result<()> {
-        match self.kept.clone() {
+        let kept = self.kept().clone();
+        match kept {
             Some(kept) => self.write(kept),
             None => Ok(()),
         }
@@ -100,8 +106,12 @@ impl RecordKeeper {
         if let Some(file) = &self.file {
             file.write(&kept)?;
         }
-        self.kept = Some(kept);
+        *self.kept() = Some(kept);
         Ok(())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -61,6 +61,19 @@ pub struct ServerConfig {
     pub lease: Duration,
 }
 
+impl ServerConfig {
+    /// The usual, listening there.
+    pub fn on(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            advertise: None,
+            state_dir: None,
+            tls: None,
+            lease: LEASE_DEFAULT,
+        }
+    }
+}
+
 /// A volume to be served.
 pub struct ServedVolume {
     /// By which name.
@@ -88,6 +101,8 @@ pub struct Server {
     tickets: HashMap<VolumeName, Ticket>,
     pool: Arc<BufferPool>,
     unauthenticated: Arc<Semaphore>,
+    advertised: HostPort,
+    lease: Duration,
 }
 
 /// What a connection is accepted with.
@@ -131,30 +146,47 @@ impl Server {
             Some(advertised) => advertised,
             None => address::advertised(listening)?,
         };
-        let mut served = HashMap::new();
-        let mut tickets = HashMap::new();
-        for volume in volumes {
-            let name = volume.name.clone();
-            let opened = Arc::new(open(volume, &state, config.lease)?);
-            if served.insert(name.clone(), opened).is_some() {
-                return Err(two_of_one_name(&name));
-            }
-            let ticket = state.announce(&name, &advertised, certificates)?;
-            tickets.insert(name, ticket);
-        }
-        Ok(Self {
+        let gatekeeper = Gatekeeper {
+            volumes: HashMap::new(),
+            state,
+            certificates,
+            failures: Mutex::default(),
+        };
+        let mut server = Self {
             endpoint,
             configs,
-            gatekeeper: Arc::new(Gatekeeper {
-                volumes: served,
-                state,
-                certificates,
-                failures: Mutex::default(),
-            }),
-            tickets,
+            gatekeeper: Arc::new(gatekeeper),
+            tickets: HashMap::new(),
             pool: Arc::default(),
             unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED_MAX)),
-        })
+            advertised,
+            lease: config.lease,
+        };
+        for volume in volumes {
+            server.add(volume)?;
+        }
+        Ok(server)
+    }
+
+    /// Adds a volume, before it serves. Gives its ticket.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn add(&mut self, volume: ServedVolume) -> Result<Ticket> {
+        let name = volume.name.clone();
+        // Nobody else has it before it serves.
+        let Some(gatekeeper) = Arc::get_mut(&mut self.gatekeeper) else {
+            return Err(Error::new(ErrorKind::Busy, "the server serves already"));
+        };
+        if gatekeeper.volumes.contains_key(&name) {
+            return Err(two_of_one_name(&name));
+        }
+        let opened = Arc::new(open(volume, &gatekeeper.state, self.lease)?);
+        let state = &gatekeeper.state;
+        let ticket = state.announce(&name, &self.advertised, gatekeeper.certificates)?;
+        gatekeeper.volumes.insert(name.clone(), opened);
+        self.tickets.insert(name, ticket.clone());
+        Ok(ticket)
     }
 
     /// The volume's ticket.

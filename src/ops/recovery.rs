@@ -59,7 +59,7 @@ fn place_in(root: &Path, name: Option<&Name>, shown: &str, resource: &str) -> Re
 }
 
 /// What is left of a device of this resource that ended with its process, and that nobody has open,
-/// makes way for the same mount again; and one whose process died before it told anybody of it, for any.
+/// makes way for the same mount again; what ended before it was ready nobody was told of, whoever's it is.
 fn clean_remains(root: &Path, name: &Name, shown: &str) {
     let directory = root.join(name.as_str());
     let is_same = match Running::load(&directory) {

@@ -158,21 +158,46 @@ impl World {
 
     /// Leeches into a file, or memory, under the name `leecher`.
     pub(crate) fn leech(&self, store: &str, args: &[&str]) -> End {
-        let ticket = format!("@{}", self.path("ticket").display());
+        self.leech_as("leecher", "host-b", "ticket", store, args)
+    }
+
+    /// The same under another name, for another host, by another ticket.
+    pub(crate) fn leech_as(
+        &self,
+        name: &str,
+        host: &str,
+        ticket: &str,
+        store: &str,
+        args: &[&str],
+    ) -> End {
+        let ticket = format!("@{}", self.path(ticket).display());
         let fixed = [
             "leech",
             &ticket,
             "--store",
             store,
             "--name",
-            "leecher",
+            name,
             "--device",
             "fuse",
             "--host-name",
-            "host-b",
+            host,
             "-v",
         ];
-        self.begin(&[&fixed, args].concat(), "leech.log")
+        self.begin(&[&fixed, args].concat(), &format!("{name}.log"))
+    }
+
+    /// The options by which a leecher seeds on, with a ticket of its own.
+    pub(crate) fn seeding_on(&self, ticket: &str) -> [String; 6] {
+        let (ticket, state) = (self.path(ticket), self.path("state"));
+        [
+            "--listen".to_owned(),
+            "127.0.0.1:0".to_owned(),
+            "--ticket-file".to_owned(),
+            ticket.display().to_string(),
+            "--state-dir".to_owned(),
+            state.display().to_string(),
+        ]
     }
 
     /// Mounts a file, under the name `disk`.
@@ -203,7 +228,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         // What was killed has left its device, by which the folders are in use.
-        for name in ["seeder", "leecher", "disk"] {
+        for name in ["seeder", "leecher", "second", "third", "disk"] {
             let _ = self
                 .command(&["stop", "--force", name])
                 .stderr(Stdio::null())

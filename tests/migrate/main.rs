@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod chain;
 mod ends;
 mod failures;
+mod library;
 mod moves;
 mod refusals;
 mod writer;

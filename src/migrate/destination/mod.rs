@@ -56,6 +56,8 @@ pub struct DestinationStatus {
     pub downtime: Option<Duration>,
     /// The volume is here.
     pub is_owner: bool,
+    /// All of it is here, durably, and it can be seeded on.
+    pub can_seed: bool,
     /// There is nothing left to do.
     pub is_done: bool,
     /// The seeder cannot be reached any more, and why.

@@ -208,12 +208,14 @@ impl Runner {
         let prediction = self.machine.prediction();
         let (predicted, dirty) = (prediction.downtime(), prediction.dirty_bytes_per_s());
         let (is_owner, is_done) = (self.machine.is_owner(), self.machine.is_done());
+        let can_seed = self.machine.can_seed();
         self.status.send_if_modified(|status| {
             let before = status.clone();
             status.rounds += u32::from(pulled);
             status.predicted = predicted;
             status.dirty_bytes_per_s = dirty.map(|bytes| bytes as u64);
             (status.is_owner, status.is_done) = (is_owner, is_done);
+            status.can_seed = can_seed;
             *status != before
         });
     }

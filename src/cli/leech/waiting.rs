@@ -1,59 +1,61 @@
-//! A leecher until the volume is here, and what is left to do then.
+//! A leecher until the volume is here.
 
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use blockferry::device::{Device, DeviceOptions};
 use blockferry::migrate::protocol::LeecherNotice;
-use blockferry::migrate::{Destination, DestinationStatus, MigrationStatus};
-use blockferry::ops::{Answers, Command, Control, Status};
-use blockferry::volume::{Volume, format_size};
+use blockferry::migrate::{Arrived, DestinationStatus, Leeching, MigrationStatus, SourceStatus};
+use blockferry::ops::{Answers, Command, Control, Order, Status};
+use blockferry::volume::format_size;
 use blockferry::{Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
-use super::super::migrate::explained;
+use super::super::hook_command::RunningHooks;
 use super::super::progress;
 use super::super::signals::Signals;
 
 /// How many notices may wait to be told.
 pub(super) const NOTICES_MAX: usize = 64;
 
-/// How long it may take until the downtime is known when the device is there.
-const DOWNTIME_WAIT: Duration = Duration::from_secs(1);
-
 /// See the module.
-pub(super) struct Leeching {
-    pub(super) destination: Destination,
+pub(super) struct Waiting {
+    pub(super) leeching: Leeching,
     pub(super) told: mpsc::Receiver<LeecherNotice>,
-    pub(super) device: mpsc::Receiver<Box<dyn Device>>,
     pub(super) orders: Control,
     pub(super) signals: Signals,
 }
 
-/// What questions of other programs are answered with.
+/// What questions of other programs are answered with; from when it is seeded on, as a seeder.
 pub(super) fn answers(
-    destination: &Destination,
-    volume: &Arc<Volume>,
+    leeching: &Leeching,
     options: &DeviceOptions,
+    seeds: &Arc<OnceLock<watch::Receiver<SourceStatus>>>,
+    hooks: &Arc<RunningHooks>,
 ) -> Answers {
-    let (status, volume) = (destination.watch(), Arc::downgrade(volume));
+    let (status, volume) = (leeching.watch(), Arc::downgrade(leeching.volume()));
     let (queues, depth) = (options.queues, options.depth);
+    let (seeds, hooks) = (Arc::clone(seeds), Arc::clone(hooks));
     Answers::from(move || {
         let volume = volume.upgrade();
+        let migration = match seeds.get() {
+            Some(seeds) => MigrationStatus::from(&*seeds.borrow()),
+            None => MigrationStatus::from(&*status.borrow()),
+        };
         Status {
             counters: volume.map(|volume| volume.counters()).unwrap_or_default(),
             queues,
             depth,
+            hooks: hooks.list(),
             last_error: status.borrow().lost.clone(),
-            migration: Some(MigrationStatus::from(&*status.borrow())),
+            migration: Some(migration),
             ..Status::default()
         }
     })
 }
 
-impl Leeching {
+impl Waiting {
     /// Waits until the volume is here. Gives its device.
     ///
     /// # Errors
@@ -63,41 +65,39 @@ impl Leeching {
         let mut to_answer = Vec::new();
         loop {
             tokio::select! {
-                Some(device) = self.device.recv() => {
-                    for order in to_answer {
-                        refuse(order, "it is too late: the volume is here").await;
+                here = self.leeching.here() => {
+                    while let Ok(notice) = self.told.try_recv() {
+                        tell(&notice);
                     }
-                    return Ok(device);
+                    let asked = !to_answer.is_empty();
+                    for order in to_answer {
+                        match &here {
+                            Ok(_) => refuse(order, "it is too late: the volume is here").await,
+                            Err(_) => order.answer(Ok(())).await,
+                        }
+                    }
+                    return here.map_err(|error| match asked {
+                        true => Error::new(ErrorKind::TimedOut, error.chain()),
+                        false => error,
+                    });
                 }
                 Some(notice) = self.told.recv() => {
-                    let over = tell(&notice);
+                    tell(&notice);
                     if let LeecherNotice::TooLate = notice {
                         for order in std::mem::take(&mut to_answer) {
                             refuse(order, TOO_LATE).await;
                         }
                     }
-                    if let Some(why) = over {
-                        let asked = !to_answer.is_empty();
-                        for order in to_answer {
-                            order.answer(Ok(())).await;
-                        }
-                        let lost = self.destination.status().lost;
-                        return match (asked, lost) {
-                            (true, _) => Err(Error::new(ErrorKind::TimedOut, why)),
-                            (false, Some(lost)) => Err(Error::new(ErrorKind::Unreachable, lost)),
-                            (false, None) => Err(Error::new(ErrorKind::Io, why)),
-                        };
-                    }
                 }
-                () = self.signals.next() => self.destination.abort().await,
-                Some(()) = enter.recv() => self.destination.finalize().await,
+                () = self.signals.next() => self.leeching.abort().await,
+                Some(()) = enter.recv() => self.leeching.ask_to_finalize().await,
                 order = self.orders.order() => match order.command() {
                     Command::Finalize => {
-                        self.destination.finalize().await;
+                        self.leeching.ask_to_finalize().await;
                         order.answer(Ok(())).await;
                     }
                     Command::Abort | Command::Stop { .. } => {
-                        self.destination.abort().await;
+                        self.leeching.abort().await;
                         to_answer.push(order);
                     }
                     Command::Sync => refuse(order, "the volume is not here yet").await,
@@ -106,44 +106,28 @@ impl Leeching {
         }
     }
 
-    /// For how long neither end took requests; none where that was not seen.
-    pub(super) async fn downtime(&self) -> Option<Duration> {
-        let mut status = self.destination.watch();
-        let known = status.wait_for(|status| status.downtime.is_some());
-        let _ = tokio::time::timeout(DOWNTIME_WAIT, known).await;
-        self.destination.status().downtime
-    }
-
-    /// Goes on beside the device until the seeder is released.
-    pub(super) fn go_on(self, runtime: &Runtime) -> (Control, Signals) {
+    /// What is here, with what is told of it from now on.
+    pub(super) fn arrived(self, runtime: &Runtime) -> (Arrived, Control, Signals) {
         let Self {
-            destination,
+            leeching,
             mut told,
             orders,
             signals,
-            ..
         } = self;
+        // It ends with the leecher's task.
         runtime.spawn(async move {
-            let mut status = destination.watch();
-            loop {
-                tokio::select! {
-                    Some(notice) = told.recv() => drop(tell(&notice)),
-                    // The connection ends with it.
-                    _ = status.wait_for(|status| status.is_done) => break,
-                }
-            }
-            while let Ok(notice) = told.try_recv() {
+            while let Some(notice) = told.recv().await {
                 tell(&notice);
             }
         });
-        (orders, signals)
+        (leeching.arrived(), orders, signals)
     }
 }
 
 const TOO_LATE: &str =
     "it is too late: the seeder may have moved the volume already; it is being asked";
 
-async fn refuse(order: blockferry::ops::Order, why: &str) {
+async fn refuse(order: Order, why: &str) {
     order.answer(Err(Error::new(ErrorKind::Busy, why))).await;
 }
 
@@ -193,8 +177,8 @@ fn enter_pressed() -> mpsc::Receiver<()> {
     enter
 }
 
-/// Tells a user. Gives why, if it is over.
-fn tell(notice: &LeecherNotice) -> Option<String> {
+/// Tells a user.
+fn tell(notice: &LeecherNotice) {
     match notice {
         LeecherNotice::TargetOutOfReach => {
             tracing::warn!(
@@ -202,7 +186,7 @@ fn tell(notice: &LeecherNotice) -> Option<String> {
             );
         }
         LeecherNotice::AttemptEnded(reason) => {
-            tracing::warn!("the volume has not moved: {}", explained(reason));
+            tracing::warn!("the volume has not moved: {}", reason);
         }
         LeecherNotice::NowManual => {
             tracing::warn!("it moves only when `blockferry finalize` says so from now on");
@@ -217,27 +201,20 @@ fn tell(notice: &LeecherNotice) -> Option<String> {
             tracing::error!("some of its bytes are at the seeder alone");
         }
         LeecherNotice::Owner(epoch) => tracing::info!(epoch = epoch.0, "the volume is here"),
-        LeecherNotice::NoDevice(why) => {
-            return Some(format!(
-                "the volume is here, but its device could not be started: {why}; `blockferry mount` can \
-                 try again"
-            ));
-        }
+        // They are why this ends.
+        LeecherNotice::NoDevice(_) | LeecherNotice::Over(_) => {}
         LeecherNotice::TryingAgain(why) => tracing::warn!("{why}; it is tried again"),
         LeecherNotice::PulledDiffers => {
             tracing::error!("what was pulled is not what the seeder has; it is not released");
         }
         LeecherNotice::Done => tracing::info!("the seeder is released"),
-        LeecherNotice::Over(reason) => {
-            return Some(format!("the volume is not here: {}", explained(reason)));
-        }
     }
-    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn it_tells_the_round_and_what_is_known_of_the_downtime() {

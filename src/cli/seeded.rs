@@ -1,30 +1,35 @@
-//! A seeder that runs until it is told to end, or the volume has moved.
+//! A device whose volume is seeded: it runs until it is told to end, or the volume has moved.
 
+use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockferry::device::{Device, DeviceOptions};
-use blockferry::migrate::{MigrationStatus, Source};
-use blockferry::net::Server;
+use blockferry::migrate::{Arrived, MigrationStatus, Seeding, SourceStatus};
 use blockferry::ops::{Answers, Command, Control, Order, Status, holders, in_use};
 use blockferry::volume::Volume;
 use blockferry::{Error, ErrorKind, Result};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::super::hook_command::RunningHooks;
-use super::super::signals::Signals;
-
-/// How long what is just being decided may take to be when it is told to end.
-const DECISION_WAIT: Duration = Duration::from_secs(10);
+use super::hook_command::RunningHooks;
+use super::signals::Signals;
 
 /// How long the new owner may take to hear that it is not needed any more, and to go.
 const FAREWELL_WAIT: Duration = Duration::from_secs(3);
 
-/// A seeder with all that belongs to it. Without a device it only answers the new owner.
-pub(super) struct Seeding {
-    pub(super) source: Source,
+/// The service, as soon as there can be one.
+pub(super) type Coming = Pin<Box<dyn Future<Output = Result<Seeding>> + Send>>;
+
+/// A device with all that belongs to it. Without one the service only answers the new owner.
+pub(super) struct SeededDevice {
     pub(super) device: Option<Box<dyn Device>>,
+    /// None as long as it is still to come.
+    pub(super) seeding: Option<Seeding>,
+    pub(super) coming: Option<Coming>,
+    /// What came here before it was seeded.
+    pub(super) _arrived: Option<Arc<Arrived>>,
     pub(super) orders: Control,
     pub(super) signals: Signals,
     pub(super) hooks: Arc<RunningHooks>,
@@ -32,12 +37,12 @@ pub(super) struct Seeding {
 
 /// What questions of other programs are answered with.
 pub(super) fn answers(
-    source: &Source,
+    status: watch::Receiver<SourceStatus>,
     volume: Option<&Arc<Volume>>,
     options: &DeviceOptions,
     hooks: &Arc<RunningHooks>,
 ) -> Answers {
-    let (status, volume) = (source.watch(), volume.map(Arc::downgrade));
+    let volume = volume.map(Arc::downgrade);
     let (queues, depth, hooks) = (options.queues, options.depth, Arc::clone(hooks));
     Answers::from(move || {
         let volume = volume.as_ref().and_then(|volume| volume.upgrade());
@@ -57,47 +62,61 @@ enum Event {
     Signal,
     Order(Order),
     Device(Error),
+    Seeds(Result<Seeding>),
     Status,
 }
 
-impl Seeding {
+impl SeededDevice {
     /// Serves until it is told to end, or until the new owner has everything.
-    pub(super) async fn until_ended(mut self, server: Server) -> Result<()> {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = tokio::spawn(server.run(async {
-            let _ = stopped.await;
-        }));
+    pub(super) async fn until_ended(mut self) -> Result<()> {
         let ended = self.serve().await;
-        drop(stop);
-        let _ = serving.await;
+        if let Some(seeding) = self.seeding.take() {
+            seeding.end().await;
+        }
         ended
     }
 
+    /// Waits for the service for this time at most.
+    pub(super) async fn until_seeded(&mut self, time: Duration) {
+        let seeding = tokio::time::timeout(time, come(&mut self.coming)).await;
+        if let Ok(seeding) = seeding {
+            self.coming = None;
+            self.take(seeding);
+        }
+    }
+
     async fn serve(&mut self) -> Result<()> {
-        let mut status = self.source.watch();
+        let mut status = self.seeding.as_ref().map(Seeding::watch);
         let mut refused_before = false;
         loop {
-            let now = status.borrow_and_update().clone();
-            if now.remove_device {
-                self.remove().await?;
-            }
-            if now.released {
-                // It is told so, and then goes.
-                let gone = status.wait_for(|status| status.connected == 0);
-                let _ = tokio::time::timeout(FAREWELL_WAIT, gone).await;
-                return Ok(());
+            if let Some(status) = &mut status {
+                let now = status.borrow_and_update().clone();
+                if now.remove_device {
+                    self.remove().await?;
+                }
+                if now.released {
+                    // It is told so, and then goes.
+                    let gone = status.wait_for(|status| status.connected == 0);
+                    let _ = tokio::time::timeout(FAREWELL_WAIT, gone).await;
+                    return Ok(());
+                }
             }
             let event = tokio::select! {
                 () = self.signals.next() => Event::Signal,
                 order = self.orders.order() => Event::Order(order),
                 error = ended(&mut self.device) => Event::Device(error),
-                _ = status.changed() => Event::Status,
+                seeding = come(&mut self.coming) => Event::Seeds(seeding),
+                () = changed(&mut status) => Event::Status,
             };
             match event {
                 Event::Status => {}
+                Event::Seeds(seeding) => {
+                    self.coming = None;
+                    status = self.take(seeding);
+                }
                 Event::Device(error) => {
                     self.device = None;
-                    self.source.abort().await;
+                    let _ = self.give_up().await;
                     return Err(error);
                 }
                 Event::Signal => match self.stop(refused_before).await {
@@ -121,7 +140,7 @@ impl Seeding {
                         order.answer(synced).await;
                     }
                     Command::Abort => {
-                        let aborted = self.abort().await;
+                        let aborted = self.give_up().await;
                         order.answer(aborted).await;
                     }
                     Command::Finalize => {
@@ -134,24 +153,30 @@ impl Seeding {
         }
     }
 
-    async fn abort(&self) -> Result<()> {
-        self.source.abort().await;
-        match self.decided().await {
-            Some(to) => Err(Error::new(
-                ErrorKind::Busy,
-                format!("it is too late: the volume has moved to {to}"),
-            )),
-            None => Ok(()),
+    /// It can be leeched from now on; without that the device goes on as it is.
+    fn take(&mut self, seeding: Result<Seeding>) -> Option<watch::Receiver<SourceStatus>> {
+        match seeding {
+            Ok(seeding) => {
+                let status = seeding.watch();
+                self.seeding = Some(seeding);
+                Some(status)
+            }
+            Err(error) => {
+                tracing::error!(
+                    "the volume is here, and its device goes on, but it cannot be seeded: {}",
+                    error.chain()
+                );
+                None
+            }
         }
     }
 
-    /// Waits until nobody finalizes. Gives the new owner, if there is one.
-    async fn decided(&self) -> Option<String> {
-        let mut status = self.source.watch();
-        let decided =
-            status.wait_for(|status| status.finalizing.is_none() || status.moved_to.is_some());
-        let _ = tokio::time::timeout(DECISION_WAIT, decided).await;
-        self.source.status().moved_to.map(|(to, _)| to)
+    /// Ends what is being done, as long as the volume has not moved.
+    async fn give_up(&self) -> Result<()> {
+        match &self.seeding {
+            Some(seeding) => seeding.abort().await,
+            None => Ok(()),
+        }
     }
 
     /// Ends the device. Without `force` it stays if somebody holds it.
@@ -162,11 +187,10 @@ impl Seeding {
                 return Err(in_use(device.path(), &holders));
             }
         }
-        self.source.abort().await;
         if force {
             self.hooks.end_all();
         }
-        if self.decided().await.is_none() {
+        if self.give_up().await.is_ok() {
             let flushed = self.flush().await;
             if !force {
                 flushed?;
@@ -176,7 +200,11 @@ impl Seeding {
     }
 
     async fn sync(&mut self) -> Result<()> {
-        match self.decided().await {
+        let moved_to = match &self.seeding {
+            Some(seeding) => seeding.decided().await,
+            None => None,
+        };
+        match moved_to {
             None => self.flush().await,
             Some(to) => Err(Error::new(
                 ErrorKind::Fenced,
@@ -209,8 +237,24 @@ impl Seeding {
 async fn ended(device: &mut Option<Box<dyn Device>>) -> Error {
     match device {
         Some(device) => device.ended().await,
-        None => std::future::pending().await,
+        None => pending().await,
     }
+}
+
+async fn come(coming: &mut Option<Coming>) -> Result<Seeding> {
+    match coming {
+        Some(coming) => coming.await,
+        None => pending().await,
+    }
+}
+
+async fn changed(status: &mut Option<watch::Receiver<SourceStatus>>) {
+    if let Some(status) = status
+        && status.changed().await.is_ok()
+    {
+        return;
+    }
+    pending().await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -1,0 +1,383 @@
+//! A volume on its way here, and what it is when it has arrived.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+
+use super::{LeechStore, Migrator, SeedOptions, Seeding};
+use crate::backend::Resource;
+use crate::device::{self, Device};
+use crate::migrate::protocol::{Finalize, LeecherConfig, LeecherNotice, MigrationId, Mode};
+use crate::migrate::{Destination, DestinationParts, DestinationStatus, RecordKeeper};
+use crate::mount::direct::{self, DirectMount};
+use crate::net::{Compression, Remote, RemoteOptions, Server};
+use crate::volume::{Volume, instance};
+use crate::wire::Ticket;
+use crate::{Error, ErrorKind, Result};
+
+/// How long the hold may be unless told otherwise, by prediction.
+const DOWNTIME_TARGET_DEFAULT: Duration = Duration::from_millis(100);
+
+/// After how many rounds it is finalized unless told otherwise.
+const ROUNDS_MAX_DEFAULT: u32 = 30;
+
+/// How long it may take until the downtime is known when the device is there.
+const DOWNTIME_WAIT: Duration = Duration::from_secs(1);
+
+/// How many reasons why it is over may wait; there is one.
+const ENDINGS_MAX: usize = 4;
+
+/// How a volume is leeched.
+pub struct LeechOptions {
+    /// By what name the seeder knows this host.
+    pub name: String,
+    /// Who says when the volume moves.
+    pub finalize: Finalize,
+    /// For how long neither host may take requests, by prediction.
+    pub downtime_target: Duration,
+    /// After how many rounds the volume moves whatever is predicted.
+    pub rounds_max: u32,
+    /// How bytes are compressed on their way.
+    pub compression: Compression,
+    /// The volume can be seeded on from here, while its device is in use.
+    pub can_seed: bool,
+    /// Is told what a user may want to know. May not block.
+    pub told: Box<dyn FnMut(LeecherNotice) + Send>,
+}
+
+impl LeechOptions {
+    /// The usual: it moves when [`Leeching::finalize`] says so, and the log is told.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there is no name.
+    pub fn new(name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        if name.is_empty() {
+            let what = "a leecher needs a name, by which the seeder knows it";
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        Ok(Self {
+            name,
+            finalize: Finalize::Manual,
+            downtime_target: DOWNTIME_TARGET_DEFAULT,
+            rounds_max: ROUNDS_MAX_DEFAULT,
+            compression: Compression::Auto,
+            can_seed: false,
+            told: Box::new(|notice| tracing::info!(?notice, "leeching")),
+        })
+    }
+
+    fn remote(&self) -> RemoteOptions {
+        RemoteOptions {
+            // Only the seeder's device writes.
+            read_only: true,
+            compression: self.compression,
+            client_name: Some(self.name.clone()),
+            ..RemoteOptions::default()
+        }
+    }
+
+    fn config(&self) -> Result<LeecherConfig> {
+        Ok(LeecherConfig {
+            name: self.name.clone(),
+            migration: MigrationId(instance::fresh()?),
+            mode: Mode::PreCopy,
+            finalize: self.finalize,
+            downtime_target: self.downtime_target,
+            rounds_max: self.rounds_max,
+            pre_copy_limit: Duration::MAX,
+        })
+    }
+}
+
+/// A volume on its way here. Dropping it gives that up, unless it is just being decided.
+pub struct Leeching {
+    destination: Option<Destination>,
+    status: watch::Receiver<DestinationStatus>,
+    device: mpsc::Receiver<Box<dyn Device>>,
+    endings: mpsc::Receiver<Error>,
+    here: Here,
+}
+
+/// What is here of it.
+struct Here {
+    store: Resource,
+    records: RecordKeeper,
+    mount: DirectMount,
+}
+
+impl fmt::Debug for Leeching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leeching")
+            .field("store", &self.here.store.url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Migrator {
+    /// Begins to pull a volume that another host seeds. Its device is made when it has moved here.
+    ///
+    /// Where it has moved here before, by the store's record, and its seeder cannot be reached any more, the
+    /// device is made without that.
+    ///
+    /// # Errors
+    /// Where the seeder cannot be reached, and where the store cannot be made or cannot be that of the
+    /// volume.
+    pub async fn leech(
+        &self,
+        ticket: Ticket,
+        store: &LeechStore,
+        mut options: LeechOptions,
+    ) -> Result<Leeching> {
+        let store = store.clone().for_volume(&ticket.volume);
+        let remote = match Remote::connect(ticket, options.remote()).await {
+            Ok(remote) => remote,
+            Err(error) if store.has_arrived() => {
+                tracing::warn!(
+                    "{}: {store} has the volume by its record, and goes on without its seeder",
+                    error.chain()
+                );
+                return self.go_on(&store, &options).await;
+            }
+            Err(error) => return Err(store.explained(error)),
+        };
+        let store = store.open(&remote.geometry())?;
+        let here = self.here(store, &options)?;
+        let (started, device) = mpsc::channel(1);
+        let (over, endings) = mpsc::channel(ENDINGS_MAX);
+        let volume = Arc::clone(&here.mount.volume);
+        let prepared = device::prepare(self.device, volume, &self.options)?;
+        let config = options.config()?;
+        let destination = Destination::start(DestinationParts {
+            config,
+            remote,
+            store: here.store.clone(),
+            records: here.records.clone(),
+            start_device: Box::new(move |_| {
+                let device = prepared.start().map_err(|error| error.chain())?;
+                // It is removed if nobody waits for it.
+                let _ = started.blocking_send(device);
+                Ok(())
+            }),
+            told: Box::new(move |notice| {
+                if let Some(ending) = ending(&notice) {
+                    // One is enough.
+                    let _ = over.try_send(ending);
+                }
+                (options.told)(notice);
+            }),
+        })?;
+        Ok(Leeching {
+            status: destination.watch(),
+            destination: Some(destination),
+            device,
+            endings,
+            here,
+        })
+    }
+
+    /// What its record says is here, without a seeder.
+    async fn go_on(&self, store: &LeechStore, options: &LeechOptions) -> Result<Leeching> {
+        let here = self.here(store.open_as_it_is()?, options)?;
+        let (started, device) = mpsc::channel(1);
+        let (_, endings) = mpsc::channel(ENDINGS_MAX);
+        let (kind, device_options) = (self.device, self.options.clone());
+        let volume = Arc::clone(&here.mount.volume);
+        let starting = spawn_blocking(move || device::start(kind, volume, &device_options));
+        let made = starting
+            .await
+            .map_err(|panic| Error::new(ErrorKind::Io, panic.to_string()))??;
+        let _ = started.send(made).await;
+        let status = DestinationStatus {
+            is_owner: true,
+            can_seed: true,
+            is_done: true,
+            ..DestinationStatus::default()
+        };
+        Ok(Leeching {
+            destination: None,
+            status: watch::channel(status).1,
+            device,
+            endings,
+            here,
+        })
+    }
+
+    fn here(&self, store: Resource, options: &LeechOptions) -> Result<Here> {
+        let records = RecordKeeper::of(&store)?;
+        let requests_max = self.options.requests_max();
+        let mount = match options.can_seed {
+            true => direct::mount_seedable(&store, requests_max, None),
+            false => direct::mount(&store, requests_max, None),
+        };
+        Ok(Here {
+            store,
+            records,
+            mount,
+        })
+    }
+}
+
+/// Why it is over, if it is.
+fn ending(notice: &LeecherNotice) -> Option<Error> {
+    match notice {
+        LeecherNotice::NoDevice(why) => Some(Error::new(
+            ErrorKind::Io,
+            format!(
+                "the volume is here, but its device could not be started: {why}; the same command, or \
+                 `blockferry mount`, can try again"
+            ),
+        )),
+        LeecherNotice::Over(reason) => Some(Error::new(
+            ErrorKind::Io,
+            format!("the volume is not here: {reason}"),
+        )),
+        _ => None,
+    }
+}
+
+impl Leeching {
+    /// How far it is.
+    pub fn status(&self) -> DestinationStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Follows how far it is.
+    pub fn watch(&self) -> watch::Receiver<DestinationStatus> {
+        self.status.clone()
+    }
+
+    /// The volume that is behind the device when it is here.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.here.mount.volume
+    }
+
+    /// The store that it is in.
+    pub fn store(&self) -> &Resource {
+        &self.here.store
+    }
+
+    /// Has it move here as soon as possible, without waiting for that.
+    pub async fn ask_to_finalize(&self) {
+        if let Some(destination) = &self.destination {
+            destination.finalize().await;
+        }
+    }
+
+    /// Gives it up, as long as the volume may not have moved: [`here`](Self::here) tells.
+    pub async fn abort(&self) {
+        if let Some(destination) = &self.destination {
+            destination.abort().await;
+        }
+    }
+
+    /// Waits until the volume is here, and gives its device, once. May be cancelled and called again.
+    ///
+    /// # Errors
+    /// Why it will not be here.
+    pub async fn here(&mut self) -> Result<Box<dyn Device>> {
+        let over = || Error::new(ErrorKind::Io, "the volume is not here: it ended");
+        tokio::select! {
+            biased;
+            Some(device) = self.device.recv() => Ok(device),
+            Some(error) = self.endings.recv() => {
+                let lost = self.status.borrow().lost.clone();
+                Err(match lost {
+                    Some(lost) => Error::new(ErrorKind::Unreachable, lost),
+                    None => error,
+                })
+            }
+            else => Err(over()),
+        }
+    }
+
+    /// What is here, once [`here`](Self::here) has given the device.
+    pub fn arrived(self) -> Arrived {
+        let Self {
+            destination,
+            status,
+            here,
+            ..
+        } = self;
+        let mut followed = status.clone();
+        // The connection to the seeder is kept until that is released, and not longer.
+        tokio::spawn(async move {
+            let _ = followed.wait_for(|status| status.is_done).await;
+            drop(destination);
+        });
+        Arrived { status, here }
+    }
+
+    /// Has the volume move here as soon as possible, and gives its device, and what can be seeded on.
+    ///
+    /// # Errors
+    /// Why it is not here.
+    pub async fn finalize(mut self) -> Result<(Box<dyn Device>, Arrived)> {
+        self.ask_to_finalize().await;
+        let device = self.here().await?;
+        Ok((device, self.arrived()))
+    }
+}
+
+/// A volume that has moved here. It has to outlive the device.
+pub struct Arrived {
+    status: watch::Receiver<DestinationStatus>,
+    here: Here,
+}
+
+impl fmt::Debug for Arrived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arrived")
+            .field("store", &self.here.store.url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Arrived {
+    /// For how long neither end took requests; none where that was not seen.
+    pub async fn downtime(&self) -> Option<Duration> {
+        let mut status = self.status.clone();
+        let known = status.wait_for(|status| status.downtime.is_some());
+        let _ = tokio::time::timeout(DOWNTIME_WAIT, known).await;
+        self.status.borrow().downtime
+    }
+
+    /// Waits until the seeder is released, or is known to be gone.
+    pub async fn released(&self) {
+        let _ = self.status.clone().wait_for(|status| status.is_done).await;
+    }
+
+    /// Lets others have the volume move on, while the device is in use: waits until all of it is here,
+    /// durably, and then serves whoever has the ticket on `server`, which has no volume yet.
+    ///
+    /// # Errors
+    /// `Unsupported` unless [`LeechOptions::can_seed`] was said, and what keeps the server from being
+    /// started. The device is not touched then.
+    pub async fn seed(&self, server: Server, options: SeedOptions) -> Result<Seeding> {
+        if !self.here.mount.volume.is_seedable() {
+            let what = "this volume was not leeched to be seeded on";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        let mut status = self.status.clone();
+        let whole = status.wait_for(|status| status.can_seed).await.is_ok();
+        if !whole {
+            let what = "the volume cannot be seeded on: not all of it is here";
+            return Err(Error::new(ErrorKind::Dirty, what));
+        }
+        let Here {
+            store,
+            records,
+            mount,
+        } = &self.here;
+        let volume = Some(Arc::clone(&mount.volume));
+        Seeding::start(store.clone(), records.clone(), volume, server, options)
+    }
+
+    /// What serves the device's requests, to be kept as long as that is there.
+    pub fn into_mount(self) -> DirectMount {
+        self.here.mount
+    }
+}

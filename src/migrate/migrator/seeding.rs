@@ -1,0 +1,222 @@
+//! A volume with a device here that others can have move to them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::Migrator;
+use crate::backend::{Kind, Resource};
+use crate::device::{self, Device};
+use crate::migrate::protocol::{SeederNotice, Standing};
+use crate::migrate::records;
+use crate::migrate::{
+    HOLD_LIMIT_DEFAULT, RecordKeeper, Source, SourceHooks, SourceParts, SourceStatus,
+};
+use crate::mount::direct::{self, DirectMount};
+use crate::net::{Content, ServedVolume, Server, arrivals};
+use crate::volume::Volume;
+use crate::wire::{Ticket, VolumeName};
+use crate::{Error, ErrorKind, Result};
+
+/// How long what is just being decided may take to be when somebody gives it up.
+const DECISION_WAIT: Duration = Duration::from_secs(10);
+
+/// How a volume is seeded.
+pub struct SeedOptions {
+    /// The name in its ticket.
+    pub name: VolumeName,
+    /// How long requests are held at most.
+    pub hold_limit: Duration,
+    /// What is called on the way.
+    pub hooks: SourceHooks,
+    /// Is told what a user may want to know. May not block.
+    pub told: Box<dyn FnMut(SeederNotice) + Send>,
+}
+
+impl SeedOptions {
+    /// The usual: no hooks, and the log is told.
+    pub fn new(name: VolumeName) -> Self {
+        Self {
+            name,
+            hold_limit: HOLD_LIMIT_DEFAULT,
+            hooks: SourceHooks::default(),
+            told: Box::new(|notice| tracing::info!(?notice, "seeding")),
+        }
+    }
+}
+
+/// The service for leechers. Dropping it ends it; it has to outlive the device that was made with it.
+#[derive(Debug)]
+pub struct Seeding {
+    source: Source,
+    ticket: Ticket,
+    volume: Option<Arc<Volume>>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<()>,
+    /// Serves the device's requests where they are no I/O on its queues.
+    _mount: Option<DirectMount>,
+}
+
+impl Migrator {
+    /// Makes a device of a resource that was opened to be migrated, and serves whoever has the ticket on
+    /// `server`, which has no volume yet. There is no device where the volume has moved away before: then
+    /// this answers its new owner, until that has everything.
+    ///
+    /// Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the resource is not, as a whole, a volume that is or was here, where it has no place for the
+    /// record of a move, and what keeps the server and the device from being started.
+    pub fn seed(
+        &self,
+        resource: &Resource,
+        server: Server,
+        options: SeedOptions,
+    ) -> Result<(Option<Box<dyn Device>>, Seeding)> {
+        let records = RecordKeeper::of(resource)?;
+        let is_here = is_here(resource, &records)?;
+        let requests_max = self.options.requests_max();
+        let mount = is_here.then(|| direct::mount_seedable(resource, requests_max, None));
+        let volume = mount.as_ref().map(|mount| Arc::clone(&mount.volume));
+        let mut seeding = Seeding::start(resource.clone(), records, volume, server, options)?;
+        seeding._mount = mount;
+        let device = match &seeding.volume {
+            Some(volume) => Some(device::start(
+                self.device,
+                Arc::clone(volume),
+                &self.options,
+            )?),
+            None => None,
+        };
+        Ok((device, seeding))
+    }
+}
+
+impl Seeding {
+    /// Of a volume whose device there is already, or will be.
+    pub(super) fn start(
+        resource: Resource,
+        records: RecordKeeper,
+        volume: Option<Arc<Volume>>,
+        mut server: Server,
+        options: SeedOptions,
+    ) -> Result<Self> {
+        let (to_arrive, arrivals) = arrivals();
+        let ticket = server.add(ServedVolume {
+            name: options.name,
+            backend: resource.as_async(),
+            block_bytes: Some(resource.geometry.logical_block_bytes()),
+            // Only the device here writes it.
+            read_only: true,
+            content: content_of(&resource),
+            instance: resource.instance,
+            leechers: Some(to_arrive),
+        })?;
+        let source = Source::start(SourceParts {
+            resource,
+            volume: volume.clone(),
+            records,
+            arrivals,
+            hold_limit: options.hold_limit,
+            hooks: options.hooks,
+            told: options.told,
+        })?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(server.run(async {
+            let _ = stopped.await;
+        }));
+        Ok(Self {
+            source,
+            ticket,
+            volume,
+            stop: Some(stop),
+            serving,
+            _mount: None,
+        })
+    }
+
+    /// What a leecher needs. Whoever has it can have the volume move.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// The volume behind the device; none where it has moved away before.
+    pub fn volume(&self) -> Option<&Arc<Volume>> {
+        self.volume.as_ref()
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> SourceStatus {
+        self.source.status()
+    }
+
+    /// Follows what it is doing.
+    pub fn watch(&self) -> watch::Receiver<SourceStatus> {
+        self.source.watch()
+    }
+
+    /// Gives up what is being done, and returns when that is decided.
+    ///
+    /// # Errors
+    /// `Busy` where the volume has moved already.
+    pub async fn abort(&self) -> Result<()> {
+        self.source.abort().await;
+        match self.decided().await {
+            Some(to) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("it is too late: the volume has moved to {to}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until nobody finalizes, for a while. Gives the new owner, if there is one.
+    pub async fn decided(&self) -> Option<String> {
+        let mut status = self.source.watch();
+        let decided =
+            status.wait_for(|status| status.finalizing.is_none() || status.moved_to.is_some());
+        let _ = tokio::time::timeout(DECISION_WAIT, decided).await;
+        self.source.status().moved_to.map(|(to, _)| to)
+    }
+
+    /// Waits until the volume has moved and its new owner has everything. The device is to be removed then.
+    pub async fn until_released(&mut self) {
+        let mut status = self.source.watch();
+        let _ = status
+            .wait_for(|status| status.remove_device && status.released)
+            .await;
+    }
+
+    /// Ends the service; who asks is told that it ends.
+    pub async fn end(self) {
+        let Self {
+            source,
+            stop,
+            serving,
+            ..
+        } = self;
+        drop(stop);
+        let _ = serving.await;
+        drop(source);
+    }
+}
+
+/// Whether the volume is here; if not, it has moved away.
+fn is_here(resource: &Resource, records: &RecordKeeper) -> Result<bool> {
+    match (records.records().standing(), &resource.kind) {
+        (Standing::Owner(_), _) => Ok(true),
+        (Standing::Moved(_), _) => Ok(false),
+        (_, Kind::File(file)) => records::refuse_elsewhere(file.path()).map(|()| true),
+        _ => Ok(true),
+    }
+}
+
+/// How leechers know that it is the same one after a restart.
+fn content_of(resource: &Resource) -> Content {
+    match &resource.kind {
+        Kind::File(file) => Content::File(Arc::clone(file)),
+        Kind::Memory(_) | Kind::Other(_) => Content::Instance,
+    }
+}

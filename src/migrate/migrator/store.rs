@@ -1,0 +1,193 @@
+//! The store that a volume is leeched into.
+
+use std::fmt;
+use std::fs::{self, OpenOptions as FileOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::backend::{self, OpenOptions, Resource};
+use crate::migrate::protocol::{Records, Standing};
+use crate::migrate::records::RecordFile;
+use crate::wire::VolumeName;
+use crate::{Context, Error, ErrorKind, Geometry, Result};
+
+/// What the name of the file in a directory ends with.
+const FILE_SUFFIX: &str = ".img";
+
+/// Where a volume is to be: `file:PATH`, a directory, or `mem:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeechStore {
+    /// A file, made if it does not exist.
+    File(PathBuf),
+    /// A file in this directory, which has the volume's name; both are made if they do not exist.
+    Directory(PathBuf),
+    /// Memory of this process, with which the volume is gone.
+    Memory,
+}
+
+impl FromStr for LeechStore {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let path = |rest: &str| PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
+        match text.split_once(':') {
+            Some(("mem", "")) => return Ok(Self::Memory),
+            Some(("file", rest)) if !path(rest).as_os_str().is_empty() => {
+                return Ok(Self::File(path(rest)));
+            }
+            // A path may have a colon, too.
+            Some((scheme, _)) if !scheme.contains(['/', '.']) => {}
+            _ if text.is_empty() => {}
+            _ => return Ok(Self::Directory(PathBuf::from(text))),
+        }
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("`{text}` is no store; there are file:PATH, a directory and mem:"),
+        ))
+    }
+}
+
+impl fmt::Display for LeechStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Memory => f.write_str("mem:"),
+        }
+    }
+}
+
+impl LeechStore {
+    /// The same where a directory is the file in it.
+    #[must_use]
+    pub fn for_volume(self, volume: &VolumeName) -> Self {
+        match self {
+            Self::Directory(path) => {
+                Self::File(path.join(format!("{}{FILE_SUFFIX}", volume.as_str())))
+            }
+            other => other,
+        }
+    }
+
+    /// In one way of writing it.
+    pub fn canonical(&self) -> String {
+        backend::canonical(&self.to_string())
+    }
+
+    /// What is kept of it, if there is anything.
+    fn records(&self) -> Option<Records> {
+        let Self::File(path) = self else {
+            return None;
+        };
+        let kept = RecordFile::beside(path).and_then(|file| file.read());
+        kept.ok().flatten().map(|kept| kept.records)
+    }
+
+    /// Whether its record says that a volume has come here, as a whole, and has not left again.
+    pub(super) fn has_arrived(&self) -> bool {
+        self.records().is_some_and(|records| {
+            matches!(records.standing(), Standing::Owner(_)) && records.leech.is_some()
+        })
+    }
+
+    /// What it means that the seeder cannot be reached, by what the store's record says.
+    pub(super) fn explained(&self, error: Error) -> Error {
+        let standing = self.records().map(|records| records.standing());
+        let meaning = match standing {
+            Some(Standing::InDoubt(_)) => {
+                "whether the volume is here the seeder alone knows: try again when it is back"
+                    .to_owned()
+            }
+            Some(Standing::Moved(record)) => format!(
+                "the volume has moved on to {} (epoch {}): leech it from there, or have `blockferry seed` \
+                 answer what that asks",
+                record.to, record.epoch.0
+            ),
+            _ => return error,
+        };
+        Error::new(error.kind(), format!("{self}: {meaning}")).because(error.chain())
+    }
+
+    /// Opens the store for a volume of this geometry, and makes it if it is not there.
+    pub(super) fn open(&self, geometry: &Geometry) -> Result<Resource> {
+        let len_bytes = geometry.resource_bytes();
+        let options = OpenOptions {
+            block_bytes: Some(geometry.logical_block_bytes()),
+            migrates: true,
+            ..OpenOptions::default()
+        };
+        match self {
+            Self::Memory => {
+                tracing::warn!(
+                    "with --store mem: the volume is gone when this process ends, however it does"
+                );
+                backend::open(&format!("mem:{len_bytes}"), &options)
+            }
+            Self::Directory(path) => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{} is a directory: a file in it is needed", path.display()),
+            )),
+            Self::File(path) => {
+                make(path, len_bytes)?;
+                backend::open(&self.to_string(), &options)
+            }
+        }
+    }
+
+    /// Opens it as it is.
+    pub(super) fn open_as_it_is(&self) -> Result<Resource> {
+        let options = OpenOptions {
+            migrates: true,
+            ..OpenOptions::default()
+        };
+        backend::open(&self.to_string(), &options)
+    }
+}
+
+/// A file that is not there becomes one of holes.
+fn make(path: &Path, len_bytes: u64) -> Result<()> {
+    let cannot = || format!("cannot make {}", path.display());
+    let made = FileOptions::new().write(true).create_new(true).open(path);
+    match made {
+        Ok(file) => file
+            .set_len(len_bytes)
+            .and_then(|()| file.sync_all())
+            .context_io(cannot),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
+            // A directory that was given as the store.
+            Some(directory) if !directory.exists() => {
+                fs::create_dir(directory)
+                    .context_io(|| format!("cannot make {}", directory.display()))?;
+                make(path, len_bytes)
+            }
+            _ => Err(Error::io(cannot(), error)),
+        },
+        Err(error) => Err(Error::io(cannot(), error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_a_file_of_the_volumes_name_and_what_is_no_store_is_refused() {
+        let volume: VolumeName = "disk".parse().expect("a name");
+        for (text, expected) in [
+            ("mem:", "mem:"),
+            ("file:/srv/x.img", "file:/srv/x.img"),
+            ("file:///srv/x.img", "file:/srv/x.img"),
+            ("/srv", "file:/srv/disk.img"),
+            ("./a:b", "file:./a:b/disk.img"),
+            ("srv", "file:srv/disk.img"),
+        ] {
+            let store: LeechStore = text.parse().expect(text);
+            assert_eq!(store.for_volume(&volume).to_string(), expected);
+        }
+        for text in ["", "file:", "mem:1GiB", "nbd:x", "blockferry://host/x"] {
+            text.parse::<LeechStore>().expect_err(text);
+        }
+    }
+}
