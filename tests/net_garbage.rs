@@ -15,7 +15,8 @@ use blockferry::wire::control::{
     ServerMessage,
 };
 use blockferry::wire::data::{Operation, REPLY_BYTES, ReplyHeader, RequestHeader};
-use blockferry::wire::limits::CONTROL_MESSAGE_BYTES_MAX;
+use blockferry::wire::limits::{CONTROL_MESSAGE_BYTES_MAX, RUNS_MAX};
+use blockferry::wire::run_list;
 use blockferry::wire::segment::Segment;
 use blockferry::wire::{Ticket, WireError};
 use net_support::{Dice, Memory, PATIENCE, Running, Setup, read};
@@ -336,6 +337,14 @@ async fn nonsense_on_a_data_stream_is_answered_by_name() {
         bytes[at] = byte;
         bytes
     };
+    let listed = |runs: &[std::ops::Range<u64>], len: u64| {
+        let start = runs.first().map_or(0, |run| run.start);
+        let head = header(Operation::ReadRuns, start, len).encode();
+        [&head[..], &run_list::encode(runs)].concat()
+    };
+    let runs_too_many: Vec<_> = (0..=u64::from(RUNS_MAX))
+        .map(|at| 1024 * at..1024 * at + 512)
+        .collect();
     let cases = [
         (with(0, 0), WireError::Magic),
         (with(0, 0xB7), WireError::Version),
@@ -353,6 +362,17 @@ async fn nonsense_on_a_data_stream_is_answered_by_name() {
         (write(segment(7, 0xFF)), WireError::SegmentLength),
         (write(segment(4, 1)), WireError::SegmentLength),
         (write(segment(0, 1)), WireError::Truncated),
+        (listed(&[0..512, 1024..1536], 1536), WireError::Length),
+        (listed(&[1024..1536, 0..512], 1024), WireError::Range),
+        (listed(&[], 512), WireError::Length),
+        (
+            listed(&runs_too_many, runs_too_many.len() as u64 * 512),
+            WireError::Length,
+        ),
+        (
+            listed(&[0..512, 1024..1536], 1024)[..40].to_vec(),
+            WireError::Truncated,
+        ),
     ];
     for (bytes, fault) in cases {
         let reply = ask(&connection, &bytes).await;
@@ -364,11 +384,17 @@ async fn nonsense_on_a_data_stream_is_answered_by_name() {
         reply,
         Some(ReplyHeader::Failed(blockferry::volume::Errno::EINVAL))
     );
+    let last_past_the_end = [0..512, SIZE as u64..SIZE as u64 + 512];
+    let reply = ask(&connection, &listed(&last_past_the_end, 1024)).await;
+    assert_eq!(
+        reply,
+        Some(ReplyHeader::Failed(blockferry::volume::Errno::EINVAL))
+    );
     let mut dice = Dice(11);
     for _ in 0..200 {
         let mut bytes: Vec<u8> = (0..dice.roll(80)).map(|_| dice.roll(256) as u8).collect();
         if bytes.len() > 8 {
-            bytes[..8].copy_from_slice(&[0xB1, 1 + dice.roll(6) as u8, 0, 0, 0, 0, 0, 0]);
+            bytes[..8].copy_from_slice(&[0xB1, 1 + dice.roll(8) as u8, 0, 0, 0, 0, 0, 0]);
         }
         ask(&connection, &bytes).await;
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use blockferry::AsyncBackend;
 use blockferry::net::{Remote, RemoteOptions};
+use blockferry::volume::Priority;
 use net_support::{Dice, Memory, Setup, connect, extents, options, pattern, read, write};
 
 const SIZE: usize = 24 << 20;
@@ -26,7 +27,7 @@ async fn every_operation_does_what_a_byte_array_does() {
         let most = if round % 20 == 0 { 9 << 20 } else { 64 << 10 };
         let len = 1 + dice.roll(most).min(SIZE as u64 - offset - 1);
         let range = offset as usize..(offset + len) as usize;
-        match dice.roll(6) {
+        match dice.roll(7) {
             0 | 1 => {
                 let bytes = pattern(round, len as usize);
                 write(&remote, offset, &bytes).await.unwrap();
@@ -47,6 +48,23 @@ async fn every_operation_does_what_a_byte_array_does() {
             4 => {
                 let map = remote.allocated(offset..offset + len).await.unwrap();
                 assert_eq!(map, extents(&model, offset..offset + len), "round {round}");
+            }
+            5 => {
+                let step = 1 + len / (1 + dice.roll(100));
+                let runs: Vec<_> = (offset..offset + len)
+                    .step_by(step as usize)
+                    .map(|start| start..start + 1 + dice.roll(step))
+                    .map(|run| run.start..run.end.min(offset + len))
+                    .collect();
+                let bytes_in = |run: &std::ops::Range<u64>| run.start as usize..run.end as usize;
+                let expected: Vec<u8> = runs
+                    .iter()
+                    .flat_map(|run| model[bytes_in(run)].to_vec())
+                    .collect();
+                let mut bytes = vec![0xFF; expected.len()];
+                let read = remote.read_runs(&mut bytes, &runs, Priority::Pull);
+                read.await.unwrap();
+                assert!(bytes == expected, "round {round}: {runs:?}");
             }
             _ => {
                 let bytes = read(&remote, offset, len as usize).await.unwrap();

@@ -58,13 +58,16 @@ impl Prover {
         }
     }
 
-    /// Hashes the leaves that these blocks lie in. Nobody else may change or hash these meanwhile.
-    pub(super) async fn hash_those_of(&self, blocks: BlockRange) -> io::Result<()> {
-        let first = blocks.start().0 / LEAF_BYTES;
-        let end = blocks.end.start().0.div_ceil(LEAF_BYTES);
-        for leaf in first..end {
-            self.digests().take(leaf);
-            self.hash(leaf).await?;
+    /// Hashes the leaves that these runs lie in. Nobody else may change or hash these meanwhile.
+    pub(super) async fn hash_those_of(&self, runs: &[BlockRange]) -> io::Result<()> {
+        let mut next = 0;
+        for run in runs {
+            let first = (run.start().0 / LEAF_BYTES).max(next);
+            next = run.end.start().0.div_ceil(LEAF_BYTES);
+            for leaf in first..next {
+                self.digests().take(leaf);
+                self.hash(leaf).await?;
+            }
         }
         Ok(())
     }

@@ -79,7 +79,7 @@ impl Exchange {
     pub(super) async fn open(session: &Session, request: RequestHeader) -> Result<Self, Fault> {
         let RequestHeader { priority, len, .. } = request;
         let reply = match request.operation {
-            Operation::Read => session.compression,
+            operation if operation.reads() => session.compression,
             _ => Compression::Off,
         };
         let room = &session.room;
@@ -107,6 +107,13 @@ impl Exchange {
         self.ask_with(&[], None).await
     }
 
+    /// Sends the request with a list that goes with it.
+    pub(super) async fn ask_for(&mut self, list: &[u8]) -> Result<(), Fault> {
+        let request = [&self.request.encode(), list].concat();
+        let sent = self.send.write_all(&request).await;
+        self.asked(sent)
+    }
+
     /// Sends the request, and leaves the stream open.
     pub(super) async fn begin(&mut self) -> Result<(), Fault> {
         let head = self.request.encode();
@@ -125,6 +132,10 @@ impl Exchange {
             None => self.send_all(body).await,
             Some(plan) => self.send_packed(body, plan).await,
         };
+        self.asked(sent)
+    }
+
+    fn asked(&mut self, sent: Result<(), WriteError>) -> Result<(), Fault> {
         match sent {
             Ok(()) => {
                 let _ = self.send.finish();

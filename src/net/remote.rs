@@ -195,7 +195,7 @@ impl Remote {
                 format!("{target} cannot be leeched: it is served, not seeded"),
             )
         };
-        if self.shared.first.features & FEATURE_MIGRATION == 0 {
+        if !self.has(FEATURE_MIGRATION) {
             return Err(unsupported());
         }
         let session = self
@@ -222,13 +222,18 @@ impl Remote {
         }
     }
 
+    /// Whether both ends have the feature.
+    pub(super) fn has(&self, feature: u64) -> bool {
+        self.shared.first.features & feature != 0
+    }
+
     /// The way to the server at this moment.
     pub(super) fn link(&self) -> watch::Ref<'_, Link> {
         self.shared.link.borrow()
     }
 
     /// The session that is up, as soon as there is one.
-    async fn session(&self) -> io::Result<Arc<Session>> {
+    pub(super) async fn session(&self) -> io::Result<Arc<Session>> {
         if let Link::Up(session) = &*self.shared.link.borrow() {
             return Ok(Arc::clone(session));
         }
@@ -246,7 +251,11 @@ impl Remote {
     }
 
     /// What to answer after a try on `session`, or nothing if another try is due.
-    fn settle<T>(&self, session: &Session, tried: Result<T, Fault>) -> Option<io::Result<T>> {
+    pub(super) fn settle<T>(
+        &self,
+        session: &Session,
+        tried: Result<T, Fault>,
+    ) -> Option<io::Result<T>> {
         match tried {
             Ok(answer) => Some(Ok(answer)),
             Err(Fault::Failed(error)) => Some(Err(error)),
@@ -470,7 +479,12 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-fn request(operation: Operation, offset: u64, len: u64, priority: Priority) -> RequestHeader {
+pub(super) fn request(
+    operation: Operation,
+    offset: u64,
+    len: u64,
+    priority: Priority,
+) -> RequestHeader {
     RequestHeader {
         operation,
         priority,

@@ -20,6 +20,7 @@ use crate::wire::codec::UNIT_BYTES_MAX;
 use crate::wire::data::{Operation, REQUEST_BYTES, ReplyHeader, RequestHeader};
 use crate::wire::extent;
 use crate::wire::limits::{EXTENTS_MAX, MAP_BYTES_MAX};
+use crate::wire::run_list;
 use crate::wire::segment::runs;
 
 /// What becomes of a stream whose request was carried out.
@@ -134,6 +135,7 @@ async fn perform(
     }
     match request.operation {
         Operation::Read => read(session, send, &request).await?,
+        Operation::ReadRuns => read_runs(session, send, recv, &request).await?,
         Operation::Map => map(session, send, &request).await?,
         Operation::Flush => {
             session.volume.backend.flush().await?;
@@ -181,7 +183,11 @@ async fn change(
             let _pass = enter(session).await?;
             backend.write_zeroes(offset, len, no_unmap, fua).await?;
         }
-        Operation::Read | Operation::Flush | Operation::Map | Operation::Migrate => {}
+        Operation::Read
+        | Operation::ReadRuns
+        | Operation::Flush
+        | Operation::Map
+        | Operation::Migrate => {}
     }
     Ok(())
 }
@@ -215,6 +221,48 @@ async fn read(
         .read_at(asked, request.offset, request.priority)
         .await?
         .min(asked.len());
+    send_bytes(session, send, request, buffer, filled).await
+}
+
+/// The bytes of many runs. What is past the end of the resource reads as zeros.
+async fn read_runs(
+    session: &Session,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+    request: &RequestHeader,
+) -> Result<(), Fault> {
+    let mut count = [0; run_list::COUNT_BYTES];
+    recv.read_exact(&mut count).await.map_err(BodyFault::from)?;
+    let mut listed = vec![0; run_list::len_bytes(count)?];
+    recv.read_exact(&mut listed)
+        .await
+        .map_err(BodyFault::from)?;
+    let runs = run_list::decode(&listed, request)?;
+    let size = session.volume.geometry.resource_bytes();
+    if runs.last().is_some_and(|last| last.end > size) {
+        return Err(io::Error::from(Errno::EINVAL).into());
+    }
+    let mut buffer = take_buffer(session, request, 0).await;
+    let mut rest = buffer.bytes_mut();
+    for run in runs {
+        let (part, later) = rest.split_at_mut((run.end - run.start) as usize);
+        let backend = &session.volume.backend;
+        let read = backend.read_at(part, run.start, request.priority);
+        let filled = read.await?.min(part.len());
+        part[filled..].fill(0);
+        rest = later;
+    }
+    send_bytes(session, send, request, buffer, request.len as usize).await
+}
+
+/// Sends what was read.
+async fn send_bytes(
+    session: &Session,
+    send: &mut SendStream,
+    request: &RequestHeader,
+    buffer: Buffer,
+    filled: usize,
+) -> Result<(), Fault> {
     let body = Bytes::from_owner(buffer).slice(..filled);
     let reply = ReplyHeader::Done {
         count: filled as u64,

@@ -29,8 +29,12 @@ pub const FEATURE_ZSTD: u64 = 2;
 
 /// There is an operation by which a stream carries the messages of a migration.
 pub const FEATURE_MIGRATION: u64 = 4;
+
+/// One request may read many runs.
+pub const FEATURE_RUNS: u64 = 8;
+
 /// The features that this build has beyond the version's.
-pub const FEATURES: u64 = FEATURE_LZ4 | FEATURE_ZSTD | FEATURE_MIGRATION;
+pub const FEATURES: u64 = FEATURE_LZ4 | FEATURE_ZSTD | FEATURE_MIGRATION | FEATURE_RUNS;
 
 /// How long a preamble is.
 pub const PREAMBLE_BYTES: usize = 8;

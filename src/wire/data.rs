@@ -58,6 +58,9 @@ pub enum Operation {
     Map,
     /// From the reply on, the stream carries the messages of a migration, both ways.
     Migrate,
+    /// Send the bytes of the runs that follow the header, one after the other. The range starts with the
+    /// first of them, and is as long as all together.
+    ReadRuns,
 }
 
 /// The head of a data request.
@@ -100,6 +103,7 @@ impl Operation {
             Self::WriteZeroes { .. } => 5,
             Self::Map => 6,
             Self::Migrate => 7,
+            Self::ReadRuns => 8,
         }
     }
 
@@ -125,6 +129,7 @@ impl Operation {
             5 => Self::WriteZeroes { fua, no_unmap },
             6 => Self::Map,
             7 => Self::Migrate,
+            8 => Self::ReadRuns,
             _ => return Err(WireError::Operation),
         };
         if operation.flags() == flags {
@@ -132,6 +137,11 @@ impl Operation {
         } else {
             Err(WireError::Flag)
         }
+    }
+
+    /// Whether the reply has bytes of the volume.
+    pub fn reads(self) -> bool {
+        matches!(self, Self::Read | Self::ReadRuns)
     }
 
     /// Whether it changes the volume.
@@ -144,7 +154,7 @@ impl Operation {
 
     fn check_range(self, offset: u64, len: u64) -> Result<(), WireError> {
         let longest = match self {
-            Self::Read | Self::Write { .. } => DATA_BYTES_MAX,
+            Self::Read | Self::ReadRuns | Self::Write { .. } => DATA_BYTES_MAX,
             Self::Flush | Self::Migrate => {
                 return if (offset, len) == (0, 0) {
                     Ok(())
@@ -215,7 +225,7 @@ impl RequestHeader {
         let operation = Operation::from_code(bytes[1], bytes[2])?;
         let priority = priority_from_code(bytes[3])?;
         let reply = Compression::from_code(bytes[4])?;
-        if reply != Compression::Off && operation != Operation::Read {
+        if reply != Compression::Off && !operation.reads() {
             return Err(WireError::Compression);
         }
         if bytes[5..8] != [0; 3] {
@@ -265,7 +275,7 @@ impl ReplyHeader {
             0 if detail != 0 => Err(WireError::Reserved),
             0 => {
                 let most = match request.operation {
-                    Operation::Read => request.len,
+                    Operation::Read | Operation::ReadRuns => request.len,
                     Operation::Map => EXTENTS_MAX,
                     _ => 0,
                 };

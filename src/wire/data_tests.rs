@@ -36,6 +36,10 @@ fn requests_keep_their_bytes() {
         ),
         (request(Operation::Flush, 0, 0), "b103"),
         (request(Operation::Migrate, 0, 0), "b107"),
+        (
+            request(Operation::ReadRuns, 0x1000, 0x2000),
+            "b1080000000000000010000000000000002000",
+        ),
         (request(Operation::Discard, 4096, 1 << 40), {
             "b104000000000000001000000000000000000000000100"
         }),
@@ -99,7 +103,7 @@ fn each_lie_in_a_request_has_its_name() {
     assert_eq!(with(0, 0x00), Err(WireError::Magic));
     assert_eq!(with(0, 0xB2), Err(WireError::Version));
     assert_eq!(with(1, 0), Err(WireError::Operation));
-    assert_eq!(with(1, 8), Err(WireError::Operation));
+    assert_eq!(with(1, 9), Err(WireError::Operation));
     assert_eq!(with(2, 1), Err(WireError::Flag));
     assert_eq!(with(2, 0x80), Err(WireError::Flag));
     assert_eq!(with(3, 4), Err(WireError::Priority));

@@ -30,6 +30,10 @@ pub const SESSION_DEMAND_BODY_BYTES: u32 = 8 << 20;
 
 /// How many bytes of a volume follow one message of a migration.
 pub const MIGRATION_BYTES_MAX: u32 = 256 << 10;
+
+/// How many runs one request reads at most.
+pub const RUNS_MAX: u32 = 256;
+
 /// How many extents one reply to a map request holds.
 pub const EXTENTS_MAX: u64 = 1024;
 

@@ -12,6 +12,7 @@ pub mod error;
 pub mod extent;
 pub mod limits;
 pub mod migration;
+pub mod run_list;
 pub mod segment;
 pub mod ticket;
 

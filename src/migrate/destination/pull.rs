@@ -1,29 +1,32 @@
 //! Fetches blocks from the seeder, writes them to the store, and reads them back.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::AsyncBackend;
+use crate::migrate::proof::LEAF_BYTES;
 use crate::migrate::protocol::BlockSet;
 use crate::migrate::prover::Prover;
 use crate::migrate::wire_form::Piece;
 use crate::net::Remote;
-use crate::volume::geometry::{BLOCK_BYTES, BlockRange, CHUNK_BYTES_DEFAULT};
+use crate::net::flow::{Flow, UnderWay};
+use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
 use crate::volume::{ByteOffset, Priority};
 use crate::wire::segment::runs;
 
-/// What one task fetches: the blocks of a chunk. A chunk is whole leaves, so that no two tasks have one.
-const CHUNK_BLOCKS: u64 = CHUNK_BYTES_DEFAULT / BLOCK_BYTES;
+/// What one task fetches, and one request asks for, at least: whole leaves until they have so many bytes.
+const BATCH_BYTES: u64 = 64 << 10;
 
-/// How many chunks are on their way at once.
-const CHUNKS_AT_ONCE: usize = 32;
+/// How many batches are fetched, or being written and read back, at once.
+const BATCHES_AT_ONCE: usize = 256;
 
-/// Blocks between two that are wanted are fetched with them, up to so many.
-const GAP_BLOCKS_MAX: u64 = 2;
+/// How many bytes may be on their way at most.
+const IN_FLIGHT_BYTES_MAX: u64 = BATCHES_AT_ONCE as u64 * BATCH_BYTES;
 
 /// From where to where. Copies are of the same store.
 #[derive(Clone)]
@@ -31,8 +34,32 @@ pub(super) struct Puller {
     pub(super) remote: Arc<Remote>,
     pub(super) store: Arc<dyn AsyncBackend>,
     pub(super) prover: Prover,
+    pub(super) line: Arc<Line>,
     /// How many bytes have come.
     pub(super) pulled_bytes: Arc<AtomicU64>,
+}
+
+/// What there is room for on the link. One batch at a time waits for it.
+pub(super) struct Line {
+    flow: Flow,
+    turn: Mutex<()>,
+}
+
+impl Line {
+    pub(super) fn new() -> Self {
+        Self {
+            flow: Flow::new(BATCH_BYTES, IN_FLIGHT_BYTES_MAX),
+            turn: Mutex::new(()),
+        }
+    }
+
+    async fn enter(&self, bytes: u64, priority: Priority) -> UnderWay<'_> {
+        if priority == Priority::Demand {
+            return self.flow.go(bytes);
+        }
+        let _turn = self.turn.lock().await;
+        self.flow.go_when_free(bytes, priority).await
+    }
 }
 
 /// Which bytes are to get into the store, and how they come.
@@ -100,14 +127,14 @@ impl Puller {
         priority: Priority,
         mut cancelled: oneshot::Receiver<()>,
     ) -> Option<io::Result<()>> {
-        let mut chunks = in_chunks(blocks.runs());
+        let mut batches = in_batches(blocks.runs());
         let mut fetching = JoinSet::new();
         let result = loop {
-            if fetching.len() < CHUNKS_AT_ONCE
-                && let Some(chunk) = chunks.next()
+            if fetching.len() < BATCHES_AT_ONCE
+                && let Some(batch) = batches.next()
             {
                 let puller = self.clone();
-                fetching.spawn(async move { puller.fetch(&chunk, priority).await });
+                fetching.spawn(async move { puller.fetch(&batch, priority).await });
                 continue;
             }
             tokio::select! {
@@ -163,27 +190,25 @@ impl Puller {
         Some(Ok(()))
     }
 
-    /// Fetches runs of one chunk, and has its leaves read back.
-    async fn fetch(&self, runs: &[BlockRange], priority: Priority) -> io::Result<()> {
-        for run in runs {
-            self.fetch_run(*run, priority).await?;
+    /// Fetches a batch, and has its leaves read back.
+    async fn fetch(&self, batch: &[BlockRange], priority: Priority) -> io::Result<()> {
+        let size = self.store.size();
+        let places: Vec<Range<u64>> = batch
+            .iter()
+            .map(|run| run.start().0..run.end.start().0.min(size))
+            .collect();
+        let len = places.iter().map(|place| place.end - place.start).sum();
+        let mut bytes = vec![0; len as usize];
+        let under_way = self.line.enter(len, priority).await;
+        self.remote.read_runs(&mut bytes, &places, priority).await?;
+        under_way.arrived(data_bytes(&bytes));
+        let mut rest = &bytes[..];
+        for (run, place) in batch.iter().zip(&places) {
+            let (part, later) = rest.split_at((place.end - place.start) as usize);
+            self.write(*run, part, priority).await?;
+            rest = later;
         }
-        match (runs.first(), runs.last()) {
-            (Some(first), Some(last)) => {
-                let whole = BlockRange::new(first.first.0, last.end.0);
-                self.prover.hash_those_of(whole).await
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn fetch_run(&self, run: BlockRange, priority: Priority) -> io::Result<()> {
-        let offset = run.start().0;
-        let end = run.end.start().0.min(self.store.size());
-        let mut bytes = vec![0; end.saturating_sub(offset) as usize];
-        let filled = self.remote.read_at(&mut bytes, offset, priority).await?;
-        bytes[filled.min((end - offset) as usize)..].fill(0);
-        self.write(run, &bytes, priority).await
+        self.prover.hash_those_of(batch).await
     }
 
     /// Writes the bytes of a run of blocks, zeros as holes.
@@ -206,24 +231,29 @@ impl Puller {
     }
 }
 
-/// The runs by chunk, those that are close to each other as one.
-fn in_chunks(runs: impl Iterator<Item = BlockRange>) -> impl Iterator<Item = Vec<BlockRange>> {
-    let parts = runs.flat_map(|run| {
-        run.by_chunk(CHUNK_BLOCKS * BLOCK_BYTES)
-            .collect::<Vec<_>>()
-            .into_iter()
-    });
+/// How many bytes are not in runs of zeros.
+fn data_bytes(bytes: &[u8]) -> u64 {
+    let data = runs(bytes).filter(|(segment, _)| !segment.is_zeros());
+    data.map(|(_, range)| range.len() as u64).sum()
+}
+
+/// The runs in batches of whole leaves, so that no two tasks have one leaf.
+fn in_batches(runs: impl Iterator<Item = BlockRange>) -> impl Iterator<Item = Vec<BlockRange>> {
+    let parts = runs.flat_map(|run| run.by_chunk(LEAF_BYTES));
     let mut parts = parts.peekable();
     std::iter::from_fn(move || {
-        let (chunk, first) = parts.next()?;
-        let mut runs = vec![first];
-        while let Some((_, next)) = parts.next_if(|(other, _)| *other == chunk) {
-            match runs.last_mut() {
-                Some(last) if next.first.0 - last.end.0 <= GAP_BLOCKS_MAX => last.end = next.end,
-                _ => runs.push(next),
+        let (mut leaf, first) = parts.next()?;
+        let (mut batch, mut blocks) = (vec![first], first.len());
+        while let Some((next_leaf, next)) =
+            parts.next_if(|(other, _)| *other == leaf || blocks < BATCH_BYTES / BLOCK_BYTES)
+        {
+            (leaf, blocks) = (next_leaf, blocks + next.len());
+            match batch.last_mut() {
+                Some(last) if last.end == next.first => last.end = next.end,
+                _ => batch.push(next),
             }
         }
-        Some(runs)
+        Some(batch)
     })
 }
 
@@ -233,20 +263,27 @@ mod tests {
 
     #[test]
     fn no_two_tasks_have_blocks_of_one_leaf_and_no_block_is_left_out() {
-        let runs = [(0, 1), (3, 4), (8, 9), (63, 130), (200, 201)];
+        let runs = [
+            (0, 1),
+            (3, 4),
+            (8, 9),
+            (31, 66),
+            (70, 71),
+            (90, 92),
+            (200, 201),
+        ];
         let runs = runs.map(|(first, end)| BlockRange::new(first, end));
-        let chunks: Vec<Vec<BlockRange>> = in_chunks(runs.into_iter()).collect();
+        let batches: Vec<Vec<BlockRange>> = in_batches(runs.into_iter()).collect();
         let expected = [
-            vec![(0, 4), (8, 9), (63, 64)],
-            vec![(64, 128)],
-            vec![(128, 130)],
-            vec![(200, 201)],
+            vec![(0, 1), (3, 4), (8, 9), (31, 48)],
+            vec![(48, 64)],
+            vec![(64, 66), (70, 71), (90, 92), (200, 201)],
         ];
         let expected = expected.map(|runs| {
             let runs = runs.into_iter();
             runs.map(|(first, end)| BlockRange::new(first, end))
                 .collect::<Vec<_>>()
         });
-        assert_eq!(chunks, expected);
+        assert_eq!(batches, expected);
     }
 }

@@ -9,7 +9,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::link::{Outgoing, keep_open};
-use super::pull::{Bytes, Puller, Pulling};
+use super::pull::{Bytes, Line, Puller, Pulling};
 use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order};
 use crate::AsyncBackend;
 use crate::migrate::protocol::{
@@ -106,6 +106,7 @@ impl Runner {
                 remote: Arc::clone(&parts.remote),
                 store: Arc::clone(&store),
                 prover: Prover::new(Arc::clone(&store)),
+                line: Arc::new(Line::new()),
                 pulled_bytes: Arc::new(AtomicU64::new(0)),
             },
             remote: parts.remote,

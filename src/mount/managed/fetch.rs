@@ -11,7 +11,7 @@ use super::Shared;
 use super::buffers::Buffer;
 use super::fetches::{Fetch, Waiter};
 use super::fill::data_bytes;
-use super::flow::UnderWay;
+use crate::net::flow::UnderWay;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange, ChunkIndex};
 use crate::volume::{Errno, Outcome, Priority};
 

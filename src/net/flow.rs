@@ -11,7 +11,7 @@ use crate::volume::Priority;
 
 /// One direction. Demand goes at once; bulk waits for room, read-ahead before the rest.
 #[derive(Debug)]
-pub(super) struct Flow {
+pub(crate) struct Flow {
     window: Mutex<Window>,
     moved: Notify,
     /// Read-ahead that waits.
@@ -19,7 +19,7 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(piece_bytes: u64, limit_bytes: u64) -> Self {
+    pub(crate) fn new(piece_bytes: u64, limit_bytes: u64) -> Self {
         Self {
             window: Mutex::new(Window::new(piece_bytes, limit_bytes)),
             moved: Notify::new(),
@@ -28,7 +28,7 @@ impl Flow {
     }
 
     /// `bytes` go now, whatever else is under way.
-    pub(super) fn go(&self, bytes: u64) -> UnderWay<'_> {
+    pub(crate) fn go(&self, bytes: u64) -> UnderWay<'_> {
         UnderWay {
             sent: Some(self.lock().sent(bytes, Instant::now())),
             flow: self,
@@ -36,7 +36,7 @@ impl Flow {
     }
 
     /// `bytes` go as soon as the link has room for them.
-    pub(super) async fn go_when_free(&self, bytes: u64, priority: Priority) -> UnderWay<'_> {
+    pub(crate) async fn go_when_free(&self, bytes: u64, priority: Priority) -> UnderWay<'_> {
         let is_ahead = priority <= Priority::ReadAhead;
         let _waiting = is_ahead.then(|| Ahead::new(self));
         loop {
@@ -61,7 +61,7 @@ impl Flow {
     }
 
     /// The best rate lately, in bytes a second.
-    pub(super) fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.lock().rate()
     }
 
@@ -71,14 +71,14 @@ impl Flow {
 }
 
 /// Bytes that are under way; dropped without having arrived they are lost.
-pub(super) struct UnderWay<'a> {
+pub(crate) struct UnderWay<'a> {
     sent: Option<Sent>,
     flow: &'a Flow,
 }
 
 impl UnderWay<'_> {
     /// They arrived; so many of them are not in runs of zeros.
-    pub(super) fn arrived(mut self, data_bytes: u64) {
+    pub(crate) fn arrived(mut self, data_bytes: u64) {
         if let Some(sent) = self.sent.take() {
             self.flow.lock().delivered(sent, data_bytes, Instant::now());
             self.flow.moved.notify_waiters();
