@@ -7,7 +7,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
-use blockferry::device::{Device, DeviceRecord};
+use blockferry::device::DeviceRecord;
 use fuse_support::*;
 
 /// Not a test: what the unprivileged process does.
