@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 use blockferry::device::fuse::remove_left_over;
-use blockferry::device::{Device, DeviceRecord};
+use blockferry::device::DeviceRecord;
 use fuse_support::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
