@@ -4,13 +4,13 @@ use blockferry::Result;
 use blockferry::ops::{self, Entry, Life};
 use blockferry::volume::format_size;
 
-use super::{output, status};
+use super::{migrate, output, status};
 
 /// Lists the devices that run on this host, and what dead processes left
 ///
 /// A line for each: its name, the device, the resource behind it, size, mode, for how long it has
 /// been running, reads and writes, errors, and whether its process is alive; of a managed mount also how
-/// much is local and how much is not at the origin yet, until all of it is. What is `dead` is
+/// much is local and how much is not at the origin yet, until all of it is; of a migration how far that is. What is `dead` is
 /// cleaned up by `blockferry stop NAME`; what is `dead, recoverable` has I/O that waits until
 /// `blockferry recover NAME` goes on with it.
 #[derive(Debug, clap::Args)]
@@ -68,10 +68,13 @@ fn row(entry: &Entry) -> Vec<String> {
 }
 
 /// The state of a device, and how far a managed mount is that has not everything here or at its
-/// origin.
+/// origin, or a migration.
 pub(super) fn life(entry: &Entry) -> String {
     let mut text = state(entry).to_owned();
     let status = entry.status.as_ref();
+    if let Some(migration) = status.and_then(|status| status.migration.as_ref()) {
+        text.push_str(&migrate::in_short(migration));
+    }
     if let Some(managed) = status.and_then(|status| status.managed.as_ref()) {
         if managed.local_bytes < managed.size_bytes {
             text.push_str(&format!(", {}% local", status::percent_local(managed)));
@@ -96,11 +99,13 @@ pub(super) fn mode(running: &ops::Running) -> String {
 fn state(entry: &Entry) -> &'static str {
     let away = |status: &ops::Status| status.away_since.is_some();
     let lost = |status: &ops::Status| status.lost;
+    let leeches = |status: &ops::Status| status.migration.is_some();
     match entry.state {
         Life::Alive if entry.status.as_ref().is_some_and(lost) => "lost",
         Life::Alive if entry.status.as_ref().is_some_and(away) => "away",
         Life::Alive if entry.status.is_none() => "silent",
         Life::Alive => "alive",
+        Life::Starting if entry.status.as_ref().is_some_and(leeches) => "leeching",
         Life::Starting => "starting",
         Life::Dead if entry.recoverable => "dead, recoverable",
         Life::Dead => "dead",

@@ -49,6 +49,34 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// How far it is, as the end of a line; nothing where nothing is under way.
+pub(super) fn in_short(status: &MigrationStatus) -> String {
+    match (status.role.as_str(), status.phase.as_str()) {
+        ("leecher", "pulling") => {
+            let (pulled, all) = (status.pulled_bytes, status.round_bytes);
+            let left = all
+                .zip(pulled)
+                .map_or(0, |(all, pulled)| all.saturating_sub(pulled));
+            let round = status.rounds.map_or(0, |rounds| rounds + 1);
+            format!(", round {round}, {} left", format_size(left))
+        }
+        ("leecher", "finalizing") => ", finalizing".to_owned(),
+        ("seeder", "serving") => match status.leechers {
+            Some(count @ 1..) => format!(", leechers: {count}"),
+            _ => String::new(),
+        },
+        ("seeder", "finalizing") => {
+            let to = status.finalizing.as_deref().unwrap_or("a leecher");
+            format!(", moving to {to}")
+        }
+        ("seeder", _) => match &status.owner {
+            Some(owner) => format!(", moved to {owner}"),
+            None => String::new(),
+        },
+        _ => String::new(),
+    }
+}
+
 /// What there is to say of a migration.
 pub(super) fn facts(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let mut facts = vec![

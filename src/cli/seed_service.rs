@@ -106,6 +106,9 @@ fn tell(notice: &SeederNotice) {
         SeederNotice::TooLate => {
             tracing::warn!("it is too late: the volume has moved, or is just about to");
         }
+        SeederNotice::ReleaseNotKept(why) => tracing::warn!(
+            "the new owner has everything, but that cannot be recorded: {why}. It is tried again"
+        ),
         SeederNotice::Released => tracing::info!("the new owner has everything"),
     }
 }

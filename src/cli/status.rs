@@ -9,7 +9,7 @@ use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
 
 use super::heat_map::{self, Part};
-use super::{list, output};
+use super::{list, migrate, output};
 
 /// The parts of a map for programs, unless they say how many.
 const PARTS_DEFAULT: u32 = 256;
@@ -106,6 +106,7 @@ fn facts(entry: &Entry) -> Vec<(&'static str, String)> {
             ("errors", counters.errors.to_string()),
         ]);
         facts.extend(status.managed.iter().flat_map(managed_facts));
+        facts.extend(status.migration.iter().flat_map(migrate::facts));
         let hooks = status.hooks.iter();
         facts.extend(hooks.map(|hook| ("runs hook", hook.to_string())));
         let away = status.away_since;

@@ -77,6 +77,24 @@ impl RecordKeeper {
         self.write(Kept { volume, records })
     }
 
+    /// Makes it durable that the new owner has everything.
+    ///
+    /// # Errors
+    /// `Foreign` where the last record is of another move, and what keeps it from being written.
+    pub fn write_released(&mut self, record: &CommitRecord) -> Result<()> {
+        let commit = self.records().commit;
+        match commit.filter(|commit| commit.attempt == record.attempt) {
+            Some(commit) => self.write_commit(CommitRecord {
+                released: true,
+                ..commit
+            }),
+            None => Err(Error::new(
+                ErrorKind::Foreign,
+                "the record is of another move of the volume",
+            )),
+        }
+    }
+
     /// Makes the record of how far the volume has come here durable.
     ///
     /// # Errors

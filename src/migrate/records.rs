@@ -215,6 +215,7 @@ mod tests {
                 epoch: Epoch(epoch),
                 attempt,
                 to: "storage-b".to_owned(),
+                released: false,
             }),
             leech: leech.map(|(epoch, stage)| LeechRecord {
                 volume,

@@ -134,16 +134,45 @@ fn a_seeder_that_is_killed_when_the_volume_has_moved_answers_for_it_and_no_more(
     );
     let mut seeder = world.seed("a.img", &[]);
     let ticket = seeder.line();
+    let leecher = leecher.wait_until_ready();
+    written.is_on(&leecher.device);
+    if ticket.is_empty() {
+        // The one before had recorded that nobody needs it before it was killed.
+        assert_eq!(seeder.ended(), Some(1));
+        assert!(seeder.log().contains("has moved to host-b"));
+        return;
+    }
     assert!(
         ticket.starts_with("blockferry://"),
         "there is no device: {ticket}"
     );
-    let leecher = leecher.wait_until_ready();
-    written.is_on(&leecher.device);
-    // The one before may have been told so before it was killed.
     until("the seeder is released", || {
         leecher.log().contains("the seeder is released")
     });
+}
+
+#[test]
+fn a_seeder_that_is_killed_when_it_is_released_knows_that_it_is() {
+    let Some(world) = World::new() else { return };
+    let until_killed = "while kill -0 $PPID; do sleep 0.1; done 2>/dev/null";
+    let mut seeder = world
+        .seed("a.img", &["--on-before-close", until_killed])
+        .wait_until_ready();
+    let leecher = world.leech(&world.url("b.img"), &[]).wait_until_ready();
+    until("the seeder is released", || {
+        leecher.log().contains("the seeder is released")
+    });
+    seeder.crash();
+    let volume = world.url("a.img");
+    let again = [
+        "seed",
+        &volume,
+        "--device",
+        "fuse",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    world.fails(&again, &["has moved to host-b (epoch 1)"]);
 }
 
 #[test]

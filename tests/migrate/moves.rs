@@ -70,6 +70,13 @@ fn the_user_says_when_and_until_then_rounds_go_on() {
     assert!(status["predicted_downtime_ms"].is_u64(), "{status}");
     assert_eq!(world.status("seeder").expect("JSON")["leechers"], 1);
     world.fails(&["finalize", "seeder"], &["for the leecher"]);
+    let list = world.succeeds(&["list"]);
+    assert!(list.contains("leeching, round "), "{list}");
+    assert!(list.contains("alive, leechers: 1"), "{list}");
+    let shown = world.succeeds(&["status", "leecher"]);
+    for fact in ["phase", "rounds", "this round", "written there"] {
+        assert!(shown.contains(fact), "no {fact} in {shown}");
+    }
     writer.until_it_has_written(10);
     world.succeeds(&["finalize", "leecher"]);
     let leecher = leecher.wait_until_ready();

@@ -67,7 +67,8 @@ impl Migrator {
     /// Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// Where the resource is not, as a whole, a volume that is or was here, where it has no place for the
+    /// Where the resource is not, as a whole, a volume that is here, or was and may be asked for by its new
+    /// owner; where it has no place for the
     /// record of a move, and what keeps the server and the device from being started.
     pub fn seed(
         &self,
@@ -207,6 +208,10 @@ impl Seeding {
 fn is_here(resource: &Resource, records: &RecordKeeper) -> Result<bool> {
     match (records.records().standing(), &resource.kind) {
         (Standing::Owner(_), _) => Ok(true),
+        // Its new owner has nothing to ask any more.
+        (Standing::Moved(record), Kind::File(file)) if record.released => {
+            records::refuse_elsewhere(file.path()).map(|()| false)
+        }
         (Standing::Moved(_), _) => Ok(false),
         (_, Kind::File(file)) => records::refuse_elsewhere(file.path()).map(|()| true),
         _ => Ok(true),

@@ -43,6 +43,8 @@ pub(crate) enum Bug {
     NoRetry,
     /// After a restart the record of a move away counts, whatever its epoch.
     IgnoreEpoch,
+    /// The seeder lets the new owner go before it has recorded that it may.
+    ReleasedBeforeRecord,
 }
 
 #[cfg(not(test))]

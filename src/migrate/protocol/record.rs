@@ -16,6 +16,9 @@ pub struct CommitRecord {
     pub attempt: AttemptId,
     /// The new owner's name.
     pub to: String,
+    /// The new owner has everything, and needs the seeder no more.
+    #[serde(default)]
+    pub released: bool,
 }
 
 /// The leecher's: the volume is on its way here, or has arrived.

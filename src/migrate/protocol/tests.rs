@@ -231,6 +231,7 @@ fn of_two_records_that_of_the_higher_epoch_counts() {
         epoch: Epoch(epoch),
         attempt: welcome(&mut seeder(), B, "b"),
         to: "b".to_owned(),
+        released: false,
     };
     let leech = |epoch, stage| LeechRecord {
         epoch: Epoch(epoch),
@@ -260,6 +261,7 @@ fn a_store_takes_no_other_volume_and_no_older_state_of_its_own() {
             epoch: Epoch(3),
             attempt,
             to: "b".to_owned(),
+            released: false,
         };
         let records = Records {
             commit: Some(commit),

@@ -23,6 +23,14 @@ impl World {
         };
         let operation = match action {
             SeederAction::Send(to, message) => {
+                if let (ToLeecher::Released { attempt }, Some(commit)) = (&message, &previous)
+                    && commit.attempt == *attempt
+                    && !commit.released
+                {
+                    return Err(
+                        "the new owner is let go, and a restart does not know it".to_owned()
+                    );
+                }
                 if let Some(to) = self.host_of(to) {
                     self.send(host, to, Payload::ToLeecher(message));
                 }
@@ -81,6 +89,10 @@ impl World {
             SeederAction::WriteCommit(record) => {
                 self.check_equal(host, &record)?;
                 return self.begin(host, Operation::WriteCommit(record, previous));
+            }
+            SeederAction::WriteReleased(record) => {
+                self.check_may_release(host)?;
+                Operation::WriteReleased(record)
             }
             SeederAction::EraseCommit => Operation::EraseCommit(process.commit_before.clone()),
             SeederAction::Fail => {

@@ -27,7 +27,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 27] = [
+    pub(super) const ALL: [Self; 28] = [
         Self::Bug(Bug::CommitBeforeRecord),
         Self::Bug(Bug::AbortWhileCommitting),
         Self::Bug(Bug::ResumeAfterFailedCommit),
@@ -47,6 +47,7 @@ impl Fault {
         Self::Bug(Bug::ServeInDoubt),
         Self::Bug(Bug::NoRetry),
         Self::Bug(Bug::IgnoreEpoch),
+        Self::Bug(Bug::ReleasedBeforeRecord),
         Self::HoldNotDrained,
         Self::NotedOnlyBefore,
         Self::HoldWithoutFlush,

@@ -83,6 +83,7 @@ pub(super) enum Operation {
     /// With what was there before.
     WriteCommit(CommitRecord, Option<CommitRecord>),
     EraseCommit(Option<CommitRecord>),
+    WriteReleased(CommitRecord),
     Prove(AttemptId, BlockSet),
     Record(LeechRecord),
     Pull(Pull),

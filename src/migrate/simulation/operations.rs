@@ -107,9 +107,10 @@ impl World {
                     },
                 )
             }
-            Operation::WriteCommit(..) | Operation::EraseCommit(_) | Operation::Record(_) => {
-                self.end_record(host, &operation)
-            }
+            Operation::WriteCommit(..)
+            | Operation::EraseCommit(_)
+            | Operation::WriteReleased(_)
+            | Operation::Record(_) => self.end_record(host, &operation),
             Operation::Prove(attempt, blocks) => {
                 let proof = Some(proof_of(values(&blocks, &self.hosts[host].store.now)));
                 self.seeder_event(host, SeederEvent::Proved { attempt, proof })
@@ -183,6 +184,9 @@ impl World {
                 self.outcome.count(Happened::CommitErased);
                 self.seeder_event(host, SeederEvent::CommitErased(result))
             }
+            Operation::WriteReleased(_) => {
+                self.seeder_event(host, SeederEvent::ReleasedWritten(result))
+            }
             Operation::Record(record) => {
                 let stage = record.stage;
                 self.leecher_event(host, LeecherEvent::Recorded { stage, result })
@@ -195,6 +199,15 @@ impl World {
     pub(super) fn land(&mut self, host: HostId, operation: &Operation) {
         match operation {
             Operation::WriteCommit(record, _) => self.land_commit(host, record),
+            Operation::WriteReleased(record) => {
+                let commit = &mut self.hosts[host].records.commit;
+                if let Some(commit) = commit
+                    .as_mut()
+                    .filter(|commit| commit.attempt == record.attempt)
+                {
+                    commit.released = true;
+                }
+            }
             Operation::EraseCommit(before) => self.hosts[host].records.commit = before.clone(),
             Operation::Record(record) => {
                 self.hosts[host].records.leech = Some(record.clone());

@@ -71,6 +71,7 @@ impl Runner {
         let moved_to = machine.moved();
         status.send_modify(|status| {
             status.moved_to = moved_to.map(|record| (record.to.clone(), record.epoch.0));
+            status.released = moved_to.is_some_and(|record| record.released);
         });
         Self {
             machine,
@@ -223,6 +224,12 @@ impl Runner {
                 self.record(
                     move |records| records.write_commit(record),
                     SeederEvent::CommitWritten,
+                );
+            }
+            SeederAction::WriteReleased(record) => {
+                self.record(
+                    move |records| records.write_released(&record),
+                    SeederEvent::ReleasedWritten,
                 );
             }
             SeederAction::EraseCommit => {

@@ -1,7 +1,7 @@
 //! The commit, and what is said of it from then on.
 
 use super::attempt::Step;
-use super::{ERASE_PAUSE, Hook, Phase, Seeder, SeederAction, SeederNotice, SeederTimer};
+use super::{ERASE_PAUSE, Hook, Phase, Release, Seeder, SeederAction, SeederNotice, SeederTimer};
 use crate::migrate::protocol::planted::{Bug, planted};
 use crate::migrate::protocol::record::CommitRecord;
 use crate::migrate::protocol::{AttemptId, Proof, Reason, ToLeecher};
@@ -44,6 +44,7 @@ impl Seeder {
             epoch: self.epoch.next(),
             attempt: current.id,
             to: current.name.clone(),
+            released: false,
         })
     }
 
@@ -71,7 +72,7 @@ impl Seeder {
         self.phase = Phase::Moved {
             record,
             closing: true,
-            released: false,
+            release: Release::Awaited,
             has_device: true,
         };
         let reason = self.moved_reason();
@@ -142,7 +143,7 @@ impl Seeder {
 
     pub(super) fn release(&mut self, attempt: AttemptId) {
         let Phase::Moved {
-            record, released, ..
+            record, release, ..
         } = &mut self.phase
         else {
             return;
@@ -150,9 +151,40 @@ impl Seeder {
         if record.attempt != attempt {
             return;
         }
-        if !std::mem::replace(released, true) {
-            self.act(SeederAction::Tell(SeederNotice::Released));
+        match release {
+            _ if planted(Bug::ReleasedBeforeRecord) => {
+                self.send(attempt.migration(), ToLeecher::Released { attempt });
+            }
+            Release::Awaited => {
+                *release = Release::Writing;
+                let mut record = record.clone();
+                record.released = true;
+                self.act(SeederAction::WriteReleased(record));
+            }
+            // It is answered when the record is durable.
+            Release::Writing => {}
+            Release::Durable => {
+                self.send(attempt.migration(), ToLeecher::Released { attempt });
+            }
         }
+    }
+
+    pub(super) fn released_written(&mut self, result: Result<(), String>) {
+        let Phase::Moved {
+            record, release, ..
+        } = &mut self.phase
+        else {
+            return;
+        };
+        if let Err(text) = result {
+            // The new owner says it again.
+            *release = Release::Awaited;
+            return self.act(SeederAction::Tell(SeederNotice::ReleaseNotKept(text)));
+        }
+        *release = Release::Durable;
+        record.released = true;
+        let attempt = record.attempt;
+        self.act(SeederAction::Tell(SeederNotice::Released));
         self.remove_device();
         self.send(attempt.migration(), ToLeecher::Released { attempt });
     }
@@ -161,7 +193,7 @@ impl Seeder {
     fn remove_device(&mut self) {
         if let Phase::Moved {
             closing: false,
-            released: true,
+            release: Release::Durable,
             has_device,
             ..
         } = &mut self.phase

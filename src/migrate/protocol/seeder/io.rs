@@ -63,6 +63,8 @@ pub enum SeederEvent {
     CommitWritten(Result<(), String>),
     /// [`SeederAction::EraseCommit`] has ended.
     CommitErased(Result<(), String>),
+    /// [`SeederAction::WriteReleased`] has ended.
+    ReleasedWritten(Result<(), String>),
     /// [`SeederAction::Prove`] has ended.
     Proved {
         /// For which attempt.
@@ -107,6 +109,8 @@ pub enum SeederAction {
     /// Durably put back the record that was there before, of which it is not known any more which of
     /// the two counts.
     EraseCommit,
+    /// Make the record of the move, which says now that the new owner has everything, durable.
+    WriteReleased(CommitRecord),
     /// The volume has moved: fail the requests that wait and all that come.
     Fail,
     /// Remove the device.
@@ -155,6 +159,8 @@ pub enum SeederNotice {
     RecordStuck(String),
     /// The attempt cannot be given up: its commit arrived.
     TooLate,
+    /// The new owner has everything, which could not be made durable yet.
+    ReleaseNotKept(String),
     /// The new owner has everything.
     Released,
 }

@@ -49,12 +49,23 @@ enum Phase {
         record: CommitRecord,
         /// The hook before the close runs.
         closing: bool,
-        /// The new owner has everything.
-        released: bool,
+        /// Whether the new owner has everything.
+        release: Release,
         /// The device that the volume had here is still there. It is not after a restart: then there
         /// may be one of the volume that has come back.
         has_device: bool,
     },
+}
+
+/// Whether the new owner needs the seeder no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    /// It does, as far as is known.
+    Awaited,
+    /// It has said that it does not, which is being made durable.
+    Writing,
+    /// It does not, also after a restart.
+    Durable,
 }
 
 impl Seeder {
@@ -65,9 +76,12 @@ impl Seeder {
             Standing::Moved(record) => (
                 record.epoch,
                 Phase::Moved {
+                    release: match record.released {
+                        true => Release::Durable,
+                        false => Release::Awaited,
+                    },
                     record,
                     closing: false,
-                    released: false,
                     has_device: false,
                 },
             ),
@@ -119,6 +133,7 @@ impl Seeder {
             } => self.synced(attempt, &blocks, result),
             SeederEvent::CommitWritten(result) => self.commit_written(result),
             SeederEvent::CommitErased(result) => self.commit_erased(result),
+            SeederEvent::ReleasedWritten(result) => self.released_written(result),
             SeederEvent::Proved { attempt, proof } => {
                 self.send(attempt.migration(), ToLeecher::Proof { attempt, proof });
             }
