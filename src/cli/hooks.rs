@@ -107,7 +107,7 @@ impl HookArgs {
 
 /// A command that is told of chunks by a thread of its own. It is to end when its standard input does,
 /// with the mount.
-struct FedCommand {
+pub(super) struct FedCommand {
     command: HookCommand,
     teller: Mutex<Teller>,
 }
@@ -125,7 +125,7 @@ enum State {
 }
 
 impl FedCommand {
-    fn new(command: HookCommand) -> Self {
+    pub(super) fn new(command: HookCommand) -> Self {
         Self {
             command,
             teller: Mutex::new(Teller {
@@ -136,7 +136,7 @@ impl FedCommand {
     }
 
     /// Never waits for the command.
-    fn tell(&self, line: String) {
+    pub(super) fn tell(&self, line: String) {
         let mut teller = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::NotStarted = teller.state {
             *teller = self.start();

@@ -100,6 +100,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "HOW", default_value = "auto")]
     compress: Compression,
 
+    /// Run once, and told of each part of the volume that has come here for the first time: a line `OFFSET
+    /// LENGTH` on its standard input, which ends when all is here. It holds up nothing, and has the time of
+    /// --hook-timeout to end then
+    #[arg(long, value_name = "COMMAND")]
+    on_chunk_local: Option<String>,
+
     #[command(flatten)]
     device: DeviceArgs,
 
@@ -172,6 +178,10 @@ impl Args {
                     tracing::debug!("a notice is lost");
                 }
             }),
+            part_is_local: self
+                .on_chunk_local
+                .clone()
+                .map(|command| self.service.hooks.told_of_parts(command, &running)),
             ..self.options()?
         };
         let migrator = Migrator::new(kind, options.clone());

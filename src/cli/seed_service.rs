@@ -41,7 +41,7 @@ pub(super) struct SeedServiceArgs {
     hold_limit: u64,
 
     #[command(flatten)]
-    hooks: SourceHookArgs,
+    pub(super) hooks: SourceHookArgs,
 }
 
 impl SeedServiceArgs {

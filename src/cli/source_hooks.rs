@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blockferry::Error;
-use blockferry::migrate::{Call, CallWithBytes, Freeze, SourceHooks};
+use blockferry::migrate::{Call, CallWithBytes, Freeze, PartCall, SourceHooks};
 
 use super::hook_command::{HookCommand, RunningHooks};
+use super::hooks::FedCommand;
 
 /// The longest time that a command can be given: a day, in seconds.
 const TIMEOUT_MAX_S: u64 = 86_400;
@@ -51,6 +52,17 @@ impl SourceHookArgs {
             &self.on_before_close,
         ];
         self.freeze.is_some() || commands.into_iter().any(Option::is_some)
+    }
+
+    /// A command that is told of what has come.
+    pub(super) fn told_of_parts(&self, text: String, running: &Arc<RunningHooks>) -> PartCall {
+        let fed = FedCommand::new(HookCommand {
+            option: "--on-chunk-local",
+            text,
+            limit: Duration::from_secs(self.hook_timeout),
+            running: Arc::clone(running),
+        });
+        Arc::new(move |part| fed.tell(format!("{} {}\n", part.start, part.end - part.start)))
     }
 
     /// The commands as calls; those that run are in `running`.

@@ -21,7 +21,7 @@ mod status;
 mod timers;
 mod wire_form;
 
-pub use destination::{Destination, DestinationParts, DestinationStatus};
+pub use destination::{Destination, DestinationParts, DestinationStatus, PartCall};
 pub use freeze::Freeze;
 pub use migrator::{Arrived, LeechOptions, LeechStore, Leeching, Migrator, SeedOptions, Seeding};
 pub use record_keeper::RecordKeeper;

@@ -100,3 +100,32 @@ fn holes_stay_holes() {
         * 512;
     assert!(allocated < SIZE * 7 / 8, "{allocated} of {SIZE}");
 }
+
+#[test]
+fn a_directory_gets_a_file_of_the_volumes_name_and_a_command_hears_of_all_that_has_come() {
+    let Some(world) = World::new() else { return };
+    let seeder = world.seed("a.img", &[]).wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let (store, heard) = (world.path("volumes"), world.path("heard"));
+    let command = format!("cat >{0}.new; mv {0}.new {0}", heard.display());
+    let args = ["--on-chunk-local", &command];
+    let leecher = world.leech(&store.display().to_string(), &args);
+    let leecher = leecher.wait_until_ready();
+    writer.failed().is_on(&leecher.device);
+    assert!(are_equal(&world.path("a.img"), &store.join("seeder.img")));
+    until("the command has heard of all", || heard.exists());
+    let heard = std::fs::read_to_string(&heard).expect("read");
+    let mut parts: Vec<(u64, u64)> = heard
+        .lines()
+        .map(|line| {
+            let (offset, length) = line.split_once(' ').expect("two numbers");
+            (offset.parse().expect("one"), length.parse().expect("one"))
+        })
+        .collect();
+    parts.sort_unstable();
+    let end = parts.iter().fold(0, |end, (offset, length)| {
+        assert_eq!(*offset, end, "each part once");
+        offset + length
+    });
+    assert_eq!(end, SIZE);
+}

@@ -2,6 +2,7 @@
 //!
 //! As at the seeder one task has the machine; what takes time runs beside it.
 
+mod announced;
 mod link;
 mod pull;
 mod runner;
@@ -12,11 +13,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+pub use announced::PartCall;
+
 use super::protocol::{Epoch, Leecher, LeecherConfig, LeecherNotice};
 use super::record_keeper::RecordKeeper;
 use crate::backend::Resource;
 use crate::net::Remote;
-use crate::{Error, ErrorKind, Result};
+use crate::{Context, Error, ErrorKind, Result};
 
 /// How many inputs may wait for the machine. Who has more waits.
 const INPUTS_MAX: usize = 256;
@@ -33,6 +36,8 @@ pub struct DestinationParts {
     pub records: RecordKeeper,
     /// Starts the device, on a thread that may block.
     pub start_device: Box<dyn FnOnce(Epoch) -> Result<(), String> + Send>,
+    /// Is told what has come.
+    pub part_is_local: Option<PartCall>,
     /// Is told what a user may want to know. May not block.
     pub told: Box<dyn FnMut(LeecherNotice) + Send>,
 }
@@ -110,9 +115,16 @@ impl Destination {
                 Error::new(ErrorKind::Busy, what)
             })?,
         };
+        let announced = match &parts.part_is_local {
+            Some(call) => Some(Arc::new(
+                announced::Announced::new(Arc::clone(call), here.resource_bytes())
+                    .context_io(|| "cannot start a thread for the hook that a chunk is local")?,
+            )),
+            None => None,
+        };
         let (orders, to_do) = mpsc::channel(INPUTS_MAX);
         let (told, status) = watch::channel(DestinationStatus::default());
-        let runner = runner::Runner::new(machine, parts, told);
+        let runner = runner::Runner::new(machine, parts, announced, told);
         Ok(Self {
             orders,
             status,

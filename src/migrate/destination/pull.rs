@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::announced::Announced;
 use crate::AsyncBackend;
 use crate::migrate::proof::LEAF_BYTES;
 use crate::migrate::protocol::BlockSet;
@@ -37,6 +38,8 @@ pub(super) struct Puller {
     pub(super) line: Arc<Line>,
     /// How many bytes have come.
     pub(super) pulled_bytes: Arc<AtomicU64>,
+    /// Who is told of it.
+    pub(super) announced: Option<Arc<Announced>>,
 }
 
 /// What there is room for on the link. One batch at a time waits for it.
@@ -208,7 +211,11 @@ impl Puller {
             self.write(*run, part, priority).await?;
             rest = later;
         }
-        self.prover.hash_those_of(batch).await
+        self.prover.hash_those_of(batch).await?;
+        if let Some(announced) = &self.announced {
+            announced.came(batch);
+        }
+        Ok(())
     }
 
     /// Writes the bytes of a run of blocks, zeros as holes.

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::announced::Announced;
 use super::link::{Outgoing, keep_open};
 use super::pull::{Bytes, Line, Puller, Pulling};
 use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order};
@@ -89,6 +90,7 @@ impl Runner {
     pub(super) fn new(
         machine: Leecher,
         parts: DestinationParts,
+        announced: Option<Arc<Announced>>,
         status: watch::Sender<DestinationStatus>,
     ) -> Self {
         let store = parts.store.as_async();
@@ -108,6 +110,7 @@ impl Runner {
                 prover: Prover::new(Arc::clone(&store)),
                 line: Arc::new(Line::new()),
                 pulled_bytes: Arc::new(AtomicU64::new(0)),
+                announced,
             },
             remote: parts.remote,
             store,

@@ -11,7 +11,7 @@ use super::{LeechStore, Migrator, SeedOptions, Seeding};
 use crate::backend::Resource;
 use crate::device::{self, Device};
 use crate::migrate::protocol::{Finalize, LeecherConfig, LeecherNotice, MigrationId, Mode};
-use crate::migrate::{Destination, DestinationParts, DestinationStatus, RecordKeeper};
+use crate::migrate::{Destination, DestinationParts, DestinationStatus, PartCall, RecordKeeper};
 use crate::mount::direct::{self, DirectMount};
 use crate::net::{Compression, Remote, RemoteOptions, Server};
 use crate::volume::{Volume, instance};
@@ -44,6 +44,8 @@ pub struct LeechOptions {
     pub compression: Compression,
     /// The volume can be seeded on from here, while its device is in use.
     pub can_seed: bool,
+    /// Is told of each part of the volume when it has come for the first time.
+    pub part_is_local: Option<PartCall>,
     /// Is told what a user may want to know. May not block.
     pub told: Box<dyn FnMut(LeecherNotice) + Send>,
 }
@@ -66,6 +68,7 @@ impl LeechOptions {
             rounds_max: ROUNDS_MAX_DEFAULT,
             compression: Compression::Auto,
             can_seed: false,
+            part_is_local: None,
             told: Box::new(|notice| tracing::info!(?notice, "leeching")),
         })
     }
@@ -156,6 +159,7 @@ impl Migrator {
             remote,
             store: here.store.clone(),
             records: here.records.clone(),
+            part_is_local: options.part_is_local.take(),
             start_device: Box::new(move |_| {
                 let device = prepared.start().map_err(|error| error.chain())?;
                 // It is removed if nobody waits for it.

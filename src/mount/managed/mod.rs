@@ -14,12 +14,11 @@
 //! | `pull`, `order`, `read_ahead` | what is fetched unasked |
 //! | `push`, `batch` | sweeps of dirty blocks to the origin |
 //! | `touch_record` | when it is written which chunks were touched |
-//! | `announcer` | tells a program which chunks are local |
+//! | `mount::announcer` | tells a program which chunks are local |
 //! | `checkpoint` | when the store is made durable unasked |
 //! | `window`, `flow`, `rate`, `buffers` | how much of it at once |
 //! | `status`, `throughput` | what it tells of itself |
 
-mod announcer;
 mod batch;
 mod buffers;
 mod carry_out;
@@ -51,7 +50,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use self::announcer::Announcer;
 use self::batch::PIECE_BYTES;
 use self::buffers::Buffers;
 use self::checkpoint::Checkpoints;
@@ -64,6 +62,7 @@ use self::status::Counters;
 use self::tasks::Tasks;
 use self::throughput::Throughput;
 use self::zeros::Zeros;
+use super::announcer::Announcer;
 use super::deadline::Deadline;
 use crate::backend::Resource;
 use crate::net::flow::Flow;

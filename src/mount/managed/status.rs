@@ -7,8 +7,8 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::announcer::Announcer;
 use super::{PullOrder, Shared};
+use crate::mount::announcer::Announcer;
 use crate::volume::geometry::BLOCK_BYTES;
 use crate::volume::managed::LatencySummary;
 

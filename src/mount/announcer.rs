@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::volume::geometry::ChunkIndex;
 
 /// The closure to call.
-pub(super) type Hook = Arc<dyn Fn(ChunkIndex) + Send + Sync>;
+pub(crate) type Hook = Arc<dyn Fn(ChunkIndex) + Send + Sync>;
 
 /// How many runs of neighbouring chunks it may not have heard of yet.
 const RUNS_MAX: usize = 64 << 10;
@@ -22,7 +22,7 @@ const END_WAIT: Duration = Duration::from_secs(5);
 
 /// The thread that calls a closure, and what it has to tell.
 #[derive(Debug)]
-pub(super) struct Announcer {
+pub(crate) struct Announcer {
     queue: Arc<Queue>,
     untold: AtomicU64,
 }
@@ -47,7 +47,7 @@ impl Announcer {
     ///
     /// # Errors
     /// What the operating system reports.
-    pub(super) fn new(hook: Hook) -> io::Result<Self> {
+    pub(crate) fn new(hook: Hook) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let thread = std::thread::Builder::new().name("chunk-is-local".to_owned());
         thread.spawn({
@@ -66,7 +66,7 @@ impl Announcer {
     }
 
     /// Has it told of a chunk. Never waits: if it is too far behind the chunk is counted alone.
-    pub(super) fn tell(&self, chunk: ChunkIndex) {
+    pub(crate) fn tell(&self, chunk: ChunkIndex) {
         let mut state = self.queue.lock();
         let has_room = state.runs.len() < RUNS_MAX;
         match state.runs.back_mut() {
@@ -89,12 +89,12 @@ impl Announcer {
     }
 
     /// Of how many chunks it was not told.
-    pub(super) fn untold(&self) -> u64 {
+    pub(crate) fn untold(&self) -> u64 {
         self.untold.load(Ordering::Relaxed)
     }
 
     /// Has the thread end once it has told all, and gives it some time for that.
-    pub(super) async fn end(&self) {
+    pub(crate) async fn end(&self) {
         self.close();
         let queue = Arc::clone(&self.queue);
         let in_time = tokio::task::spawn_blocking(move || queue.has_ended_within(END_WAIT)).await;
