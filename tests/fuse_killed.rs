@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
-use blockferry::device::fuse::remove_left_over;
 use blockferry::device::DeviceRecord;
+use blockferry::device::fuse::remove_left_over;
 use fuse_support::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

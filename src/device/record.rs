@@ -31,7 +31,7 @@ pub enum DeviceRecord {
 /// What has to be known of a ublk device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UblkRecord {
-    /// The number in `/dev/ublkbN`.
+    /// The number in `/dev/ublkbN`. [`ID_UNKNOWN`](Self::ID_UNKNOWN) until the driver has said it.
     pub id: u32,
     /// A random number that the device was given, by which to know it again: the driver gives the
     /// number of a device that is gone to the next one. 0 where it is not known.
@@ -40,6 +40,11 @@ pub struct UblkRecord {
     /// `None`: it ends with its process.
     #[serde(default)]
     pub recovery: Option<Recovery>,
+}
+
+impl UblkRecord {
+    /// The device is being added, or its process died meanwhile; its mark tells whether it is there.
+    pub const ID_UNKNOWN: u32 = u32::MAX;
 }
 
 /// How a device was set up that another process can take over.
@@ -63,6 +68,7 @@ impl DeviceRecord {
     /// The block device or file that applications may still hold open, where the record tells.
     pub fn path(&self) -> Option<PathBuf> {
         match self {
+            Self::Ublk(UblkRecord { id, .. }) if *id == UblkRecord::ID_UNKNOWN => None,
             Self::Ublk(UblkRecord { id, .. }) => Some(PathBuf::from(format!("/dev/ublkb{id}"))),
             Self::Fuse { loop_device, .. } => loop_device.clone(),
         }

@@ -37,4 +37,13 @@ kill -KILL "${pid_of[disk]}"
 reap disk || true
 "$BLOCKFERRY" stop disk --force || fail "stop --force failed right after the death"
 ends_with 1 fio
+
+# What a process leaves that dies while the driver adds its device: a record without the number, which it had not been told yet.
+attach disk "file:$work/disk.img"
+crash disk
+record=$(sed -E 's/"id":[0-9]+/"id":4294967295/; s/"recovery":\{[^}]*\}/"recovery":null/' "$BLOCKFERRY_RUN_DIR/disk/device.json")
+rm "$BLOCKFERRY_RUN_DIR"/disk/*.json
+echo "$record" >"$BLOCKFERRY_RUN_DIR/disk/device.json"
+"$BLOCKFERRY" list >/dev/null
+"$BLOCKFERRY" stop disk || fail "stop left a device whose number nobody knew"
 nothing_left

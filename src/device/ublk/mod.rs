@@ -67,7 +67,20 @@ impl UblkDevice {
         let features = control.features()?;
         let mark = random_mark()?;
         let wanted = wanted(&volume, options, features, mark);
-        let info = add(&mut control, wanted, features)?;
+        let unknown = UblkRecord {
+            id: UblkRecord::ID_UNKNOWN,
+            mark,
+            recovery: None,
+        };
+        // It is there from the moment the driver adds it, also if this process dies in it.
+        DeviceRecord::Ublk(unknown).save(&options.run_directory)?;
+        let info = match add(&mut control, wanted, features) {
+            Ok(info) => info,
+            Err(error) => {
+                DeviceRecord::forget(&options.run_directory)?;
+                return Err(error);
+            }
+        };
         tracing::debug!(
             id = info.dev_id,
             flags = format!("{:#x}", info.flags),
@@ -264,11 +277,11 @@ pub(super) fn is_left_over(record: &UblkRecord) -> Result<bool> {
 /// `Busy` where it is still being served.
 pub(super) fn remove_left_over(record: &UblkRecord) -> Result<()> {
     let mut control = Control::open()?;
-    if recovery::left_over(&mut control, record)?.is_none() {
+    let Some(found) = recovery::left_over(&mut control, record)? else {
         return Ok(());
-    }
-    control.stop(record.id)?;
-    control.delete(record.id)
+    };
+    control.stop(found.dev_id)?;
+    control.delete(found.dev_id)
 }
 
 /// A number that no other device has, and not 0.

@@ -1,5 +1,6 @@
 //! The nodes of a device: where they are, and when they can be opened.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +10,10 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
 use super::owner;
-use crate::{Error, Result};
+use crate::{Context, Error, Result};
+
+/// Where the kernel lists the devices that were added.
+const DEVICES: &str = "/sys/class/ublk-char";
 
 /// How long the node of a new device may take to appear.
 const NODE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +32,19 @@ pub(super) fn of_queues(id: u32) -> PathBuf {
 /// The block device, which exists once it was started.
 pub(super) fn of_block_device(id: u32) -> PathBuf {
     PathBuf::from(format!("/dev/ublkb{id}"))
+}
+
+/// The numbers of the devices that there are, whoever made them.
+pub(super) fn numbers() -> Result<Vec<u32>> {
+    let entries = match std::fs::read_dir(DEVICES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.context_io(|| format!("cannot list {DEVICES}"))?,
+    };
+    let number = |entry: io::Result<std::fs::DirEntry>| {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.strip_prefix("ublkc")?.parse().ok()
+    };
+    Ok(entries.filter_map(number).collect())
 }
 
 /// Waits until a node can be opened. It appears a moment after it was made, and that of an

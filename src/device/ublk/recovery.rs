@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use libublk_rs_sys as sys;
 
 use super::control::{Control, DeviceInfo};
+use super::nodes;
 use super::params::{RECOVERY, ZERO_COPY, params};
 use crate::device::{DeviceOptions, Recovery, UblkRecord};
 use crate::volume::Volume;
@@ -30,8 +31,7 @@ const QUIESCE_POLL: Duration = Duration::from_millis(5);
 pub(super) fn left_over(control: &mut Control, record: &UblkRecord) -> Result<Option<DeviceInfo>> {
     let deadline = Instant::now() + QUIESCE_WAIT;
     loop {
-        let found = control.info(record.id)?.filter(|info| is_it(info, record));
-        match found {
+        match find(control, record)? {
             Some(info) if u32::from(info.state) == sys::UBLK_S_DEV_LIVE => {
                 if Instant::now() >= deadline {
                     return Err(still_served(&info));
@@ -41,6 +41,21 @@ pub(super) fn left_over(control: &mut Control, record: &UblkRecord) -> Result<Op
         }
         thread::sleep(QUIESCE_POLL);
     }
+}
+
+fn find(control: &mut Control, record: &UblkRecord) -> Result<Option<DeviceInfo>> {
+    if record.id != UblkRecord::ID_UNKNOWN {
+        return Ok(control.info(record.id)?.filter(|info| is_it(info, record)));
+    }
+    for id in nodes::numbers()? {
+        // What cannot be asked about is somebody else's.
+        if let Ok(Some(info)) = control.info(id)
+            && info.ublksrv_flags == record.mark
+        {
+            return Ok(Some(info));
+        }
+    }
+    Ok(None)
 }
 
 fn is_it(info: &DeviceInfo, record: &UblkRecord) -> bool {
