@@ -205,8 +205,16 @@ impl Args {
             orders,
             signals,
         };
-        let device = runtime.block_on(waiting.until_here())?;
+        let here = runtime.block_on(waiting.until_here());
         drop(progress);
+        let device = match here {
+            Ok(device) => device,
+            Err(error) => {
+                // The name is given up when the device that was prepared is gone.
+                runtime.block_on(waiting.leeching.end());
+                return Err(error);
+            }
+        };
         let path = device.path().to_owned();
         claim.publish(&ops::Running {
             mode: "leech".to_owned(),

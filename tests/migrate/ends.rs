@@ -156,6 +156,30 @@ impl World {
         self.begin(&[&fixed, args].concat(), "seed.log")
     }
 
+    /// Serves a file, which is not seeding it. Ready when this returns.
+    pub(crate) fn serve(&self, file: &str) -> End {
+        let volume = format!("served={}", self.url(file));
+        let (ticket, state) = (self.path("ticket"), self.path("state"));
+        let (ticket, state) = (ticket.display().to_string(), state.display().to_string());
+        let args = [
+            "serve",
+            &volume,
+            "--listen",
+            "127.0.0.1:0",
+            "--ticket-file",
+            &ticket,
+            "--state-dir",
+            &state,
+        ];
+        let mut server = self.begin(&args, "serve.log");
+        assert!(
+            server.line().starts_with("blockferry://"),
+            "{}",
+            server.log()
+        );
+        server
+    }
+
     /// Leeches into a file, or memory, under the name `leecher`.
     pub(crate) fn leech(&self, store: &str, args: &[&str]) -> End {
         self.leech_as("leecher", "host-b", "ticket", store, args)

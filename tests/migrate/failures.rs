@@ -26,6 +26,8 @@ fn an_abort_at_either_end_leaves_the_application_as_it_was() {
         assert!(leecher.log().contains(&why), "{}", leecher.log());
         writer.until_it_has_written(50);
     }
+    let list = world.succeeds(&["list"]);
+    assert!(!list.contains("leecher"), "nothing is left there: {list}");
     let store = world.url("b.img");
     world.fails(&["mount", &store, "--device", "fuse"], &["on its way here"]);
     writer.stop().is_on(&seeder.device);

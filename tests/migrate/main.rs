@@ -9,4 +9,5 @@ mod failures;
 mod library;
 mod moves;
 mod refusals;
+mod versions;
 mod writer;

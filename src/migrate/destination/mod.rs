@@ -147,6 +147,12 @@ impl Destination {
         let _ = self.orders.send(Order::AssumeCommitted).await;
     }
 
+    /// Ends it, and returns when nothing of it is left: a device that was not started is removed.
+    pub async fn end(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
     /// How far it is.
     pub fn status(&self) -> DestinationStatus {
         self.status.borrow().clone()

@@ -278,6 +278,13 @@ impl Leeching {
         }
     }
 
+    /// Gives it up, as dropping it does, and returns when nothing of it is left.
+    pub async fn end(self) {
+        if let Some(destination) = self.destination {
+            destination.end().await;
+        }
+    }
+
     /// Waits until the volume is here, and gives its device, once. May be cancelled and called again.
     ///
     /// # Errors
@@ -321,8 +328,13 @@ impl Leeching {
     /// Why it is not here.
     pub async fn finalize(mut self) -> Result<(Box<dyn Device>, Arrived)> {
         self.ask_to_finalize().await;
-        let device = self.here().await?;
-        Ok((device, self.arrived()))
+        match self.here().await {
+            Ok(device) => Ok((device, self.arrived())),
+            Err(error) => {
+                self.end().await;
+                Err(error)
+            }
+        }
     }
 }
 
