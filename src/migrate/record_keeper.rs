@@ -1,6 +1,5 @@
 //! The records of a resource in use: with a file, or with this process where it is memory.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::protocol::{CommitRecord, LeechRecord, Records, VolumeId};
@@ -25,10 +24,25 @@ impl RecordKeeper {
         let file = match &resource.kind {
             Kind::Memory(_) => None,
             Kind::File(store) if store.is_block_device() => {
-                return Err(no_place(store.path()));
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "{} is a block device, which has no place for the record of a move: later nobody could \
+                         tell whether the volume is there. Make a file system on it, and use a file of that",
+                        store.path().display()
+                    ),
+                ));
             }
             Kind::File(store) => Some(RecordFile::beside(store.path())?),
-            Kind::Other(_) => return Err(no_place(Path::new(&resource.url))),
+            Kind::Other(_) => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "{} has no place for the record of a move: files and memory can be migrated",
+                        resource.url
+                    ),
+                ));
+            }
         };
         let kept = match &file {
             Some(file) => file.read()?,
@@ -131,14 +145,4 @@ impl RecordKeeper {
     fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn no_place(path: &Path) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!(
-            "{} has no place for the record of a move: only files and memory can be migrated so far",
-            path.display()
-        ),
-    )
 }
