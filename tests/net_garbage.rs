@@ -390,11 +390,18 @@ async fn nonsense_on_a_data_stream_is_answered_by_name() {
         reply,
         Some(ReplyHeader::Failed(blockferry::volume::Errno::EINVAL))
     );
+    // It is served, not seeded.
+    let digests = header(Operation::Digests, 0, 1 << 16).encode();
+    let reply = ask(&connection, &digests).await;
+    assert_eq!(
+        reply,
+        Some(ReplyHeader::Failed(blockferry::volume::Errno::EOPNOTSUPP))
+    );
     let mut dice = Dice(11);
     for _ in 0..200 {
         let mut bytes: Vec<u8> = (0..dice.roll(80)).map(|_| dice.roll(256) as u8).collect();
         if bytes.len() > 8 {
-            bytes[..8].copy_from_slice(&[0xB1, 1 + dice.roll(8) as u8, 0, 0, 0, 0, 0, 0]);
+            bytes[..8].copy_from_slice(&[0xB1, 1 + dice.roll(9) as u8, 0, 0, 0, 0, 0, 0]);
         }
         ask(&connection, &bytes).await;
     }

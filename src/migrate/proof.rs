@@ -7,17 +7,13 @@ use roaring::RoaringTreemap;
 
 use super::protocol::Proof;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
-
-/// How long a leaf is, in bytes. The last one may be shorter.
-pub const LEAF_BYTES: u64 = 64 << 10;
+pub use crate::wire::digest::{Digest, LEAF_BYTES, digest};
 
 /// Blocks in a leaf.
 const LEAF_BLOCKS: u64 = LEAF_BYTES / BLOCK_BYTES;
 
 /// Children of a node.
 const FANOUT: usize = 64;
-
-type Digest = [u8; 32];
 
 /// The digests of a store.
 #[derive(Debug)]
@@ -30,11 +26,6 @@ pub struct Digests {
     levels: Vec<Vec<Digest>>,
     /// Leaves that changed since the last root.
     changed: RoaringTreemap,
-}
-
-/// The digest of a leaf's bytes.
-pub fn digest(bytes: &[u8]) -> Digest {
-    *blake3::hash(bytes).as_bytes()
 }
 
 impl Digests {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::JoinSet;
 
-use super::proof::{Digests, LEAF_BYTES, digest};
+use super::proof::{Digest, Digests, LEAF_BYTES, digest};
 use super::protocol::Proof;
 use crate::AsyncBackend;
 use crate::volume::Priority;
@@ -49,7 +49,7 @@ impl Prover {
             };
             if let Some(leaf) = leaf {
                 let prover = self.clone();
-                reading.spawn(async move { prover.hash(leaf).await });
+                reading.spawn(async move { prover.hash(leaf).await.map(drop) });
             } else if let Some(hashed) = reading.join_next().await {
                 hashed.map_err(io::Error::other)??;
             } else {
@@ -65,29 +65,30 @@ impl Prover {
             let first = (run.start().0 / LEAF_BYTES).max(next);
             next = run.end.start().0.div_ceil(LEAF_BYTES);
             for leaf in first..next {
-                self.digests().take(leaf);
-                self.hash(leaf).await?;
+                self.digest_of(leaf).await?;
             }
         }
         Ok(())
     }
 
-    async fn hash(&self, leaf: u64) -> io::Result<()> {
+    /// The same for one leaf; its digest.
+    pub(super) async fn digest_of(&self, leaf: u64) -> io::Result<Digest> {
+        self.digests().take(leaf);
+        self.hash(leaf).await
+    }
+
+    /// Of a leaf that was taken.
+    async fn hash(&self, leaf: u64) -> io::Result<Digest> {
         let (offset, len) = self.digests().place(leaf);
+        let mut taken = Taken(self, Some(leaf));
         let mut bytes = vec![0; len];
-        let read = self.store.read_at(&mut bytes, offset, Priority::Pull).await;
-        match read {
-            Ok(filled) => {
-                bytes[filled.min(len)..].fill(0);
-                let digest = digest(&bytes);
-                self.digests().set(leaf, digest);
-                Ok(())
-            }
-            Err(error) => {
-                self.digests().put_back(leaf);
-                Err(error)
-            }
-        }
+        let read = self.store.read_at(&mut bytes, offset, Priority::Pull);
+        let filled = read.await?;
+        bytes[filled.min(len)..].fill(0);
+        let digest = digest(&bytes);
+        self.digests().set(leaf, digest);
+        taken.1 = None;
+        Ok(digest)
     }
 
     /// The proof; an error while a leaf is stale.
@@ -96,5 +97,16 @@ impl Prover {
         digests
             .root()
             .ok_or_else(|| format!("{} leaves were not read back", digests.stale_leaves()))
+    }
+}
+
+/// A leaf that is being hashed: stale again, should nothing come of it.
+struct Taken<'a>(&'a Prover, Option<u64>);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(leaf) = self.1 {
+            self.0.digests().put_back(leaf);
+        }
     }
 }

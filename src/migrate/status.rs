@@ -28,6 +28,8 @@ pub struct MigrationStatus {
     pub round_bytes: Option<u64>,
     /// See there.
     pub pulled_bytes: Option<u64>,
+    /// At the leecher: how many bytes were asked for in all. What its store had from before is not.
+    pub fetched_bytes: Option<u64>,
     /// At the leecher: what is written at the seeder each second, in bytes.
     pub dirty_bytes_per_s: Option<u64>,
     /// At the leecher: how long the hold would be now.
@@ -83,6 +85,7 @@ impl From<&DestinationStatus> for MigrationStatus {
             rounds: Some(status.rounds),
             round_bytes: Some(status.round_bytes),
             pulled_bytes: Some(status.pulled_bytes),
+            fetched_bytes: Some(status.fetched_bytes),
             dirty_bytes_per_s: status.dirty_bytes_per_s,
             predicted_downtime_ms: status.predicted.map(|time| time.as_millis() as u64),
             downtime_ms: status.downtime.map(|time| time.as_secs_f64() * 1e3),

@@ -15,6 +15,7 @@ use crate::volume::{Errno, Extent, PriorityPermit, PrioritySemaphore};
 use crate::wire::WireError;
 use crate::wire::codec::{Codecs, Compression};
 use crate::wire::data::{Operation, REPLY_BYTES, ReplyHeader, RequestHeader};
+use crate::wire::digest::{DIGEST_BYTES, Digest};
 use crate::wire::extent::{self, EXTENT_BYTES};
 use crate::wire::limits::{
     SESSION_BODY_BYTES_MAX, SESSION_DEMAND_BODY_BYTES, SESSION_DEMAND_STREAMS, SESSION_STREAMS_MAX,
@@ -216,6 +217,14 @@ impl Exchange {
         let mut bytes = vec![0; count * EXTENT_BYTES];
         self.read_exact(&mut bytes).await?;
         Ok(extent::decode(&bytes, asked)?)
+    }
+
+    /// The reply to a request for digests.
+    pub(super) async fn digests(mut self) -> Result<Vec<Digest>, Fault> {
+        let count = self.reply().await? as usize;
+        let mut digests = vec![[0; DIGEST_BYTES]; count];
+        self.read_exact(digests.as_flattened_mut()).await?;
+        Ok(digests)
     }
 
     async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Fault> {

@@ -15,6 +15,7 @@ mod compression;
 mod content;
 mod control_stream;
 mod dial;
+mod digests;
 mod exchange;
 pub(crate) mod flow;
 mod hello;

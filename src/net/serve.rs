@@ -18,6 +18,7 @@ use crate::volume::Errno;
 use crate::wire::WireError;
 use crate::wire::codec::UNIT_BYTES_MAX;
 use crate::wire::data::{Operation, REQUEST_BYTES, ReplyHeader, RequestHeader};
+use crate::wire::digest::{DIGEST_BYTES, LEAF_BYTES, digest};
 use crate::wire::extent;
 use crate::wire::limits::{EXTENTS_MAX, MAP_BYTES_MAX};
 use crate::wire::run_list;
@@ -137,6 +138,7 @@ async fn perform(
         Operation::Read => read(session, send, &request).await?,
         Operation::ReadRuns => read_runs(session, send, recv, &request).await?,
         Operation::Map => map(session, send, &request).await?,
+        Operation::Digests => digests(session, send, &request).await?,
         Operation::Flush => {
             session.volume.backend.flush().await?;
             done(send).await?;
@@ -187,6 +189,7 @@ async fn change(
         | Operation::ReadRuns
         | Operation::Flush
         | Operation::Map
+        | Operation::Digests
         | Operation::Migrate => {}
     }
     Ok(())
@@ -341,6 +344,35 @@ async fn map(
     let mut bytes = reply.encode().to_vec();
     bytes.extend_from_slice(&extent::encode(&extents));
     Ok(send.write_all(&bytes).await?)
+}
+
+/// The digests of leaves, of which one at a time is in memory. Only who may leech has a use for them.
+async fn digests(
+    session: &Session,
+    send: &mut SendStream,
+    request: &RequestHeader,
+) -> Result<(), Fault> {
+    if session.volume.leechers.is_none() {
+        return Err(io::Error::from(Errno::EOPNOTSUPP).into());
+    }
+    let share = session.room.acquire(LEAF_BYTES as u32, request.priority);
+    let mut leaf = session.pool.take(LEAF_BYTES as usize, share.await);
+    let count = request.len.div_ceil(LEAF_BYTES);
+    let mut reply = ReplyHeader::Done { count }.encode().to_vec();
+    reply.reserve(count as usize * DIGEST_BYTES);
+    let end = request.offset + request.len;
+    for number in 0..count {
+        let offset = request.offset + number * LEAF_BYTES;
+        let len = (end - offset).min(LEAF_BYTES) as usize;
+        let bytes = &mut leaf.bytes_mut()[..len];
+        let backend = &session.volume.backend;
+        let filled = backend.read_at(bytes, offset, request.priority).await?;
+        bytes[filled.min(len)..].fill(0);
+        reply.extend_from_slice(&digest(bytes));
+        // Others of this thread have waited for as long as that took.
+        tokio::task::yield_now().await;
+    }
+    Ok(send.write_all(&reply).await?)
 }
 
 /// A buffer for the bytes of the request, as soon as the session has room for it and for what is

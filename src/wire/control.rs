@@ -33,8 +33,12 @@ pub const FEATURE_MIGRATION: u64 = 4;
 /// One request may read many runs.
 pub const FEATURE_RUNS: u64 = 8;
 
+/// What is seeded can be compared by digests.
+pub const FEATURE_DIGESTS: u64 = 16;
+
 /// The features that this build has beyond the version's.
-pub const FEATURES: u64 = FEATURE_LZ4 | FEATURE_ZSTD | FEATURE_MIGRATION | FEATURE_RUNS;
+pub const FEATURES: u64 =
+    FEATURE_LZ4 | FEATURE_ZSTD | FEATURE_MIGRATION | FEATURE_RUNS | FEATURE_DIGESTS;
 
 /// How long a preamble is.
 pub const PREAMBLE_BYTES: usize = 8;

@@ -16,7 +16,8 @@
 
 use super::WireError;
 use super::codec::Compression;
-use super::limits::{DATA_BYTES_MAX, EXTENTS_MAX};
+use super::digest::LEAF_BYTES;
+use super::limits::{DATA_BYTES_MAX, DIGESTS_MAX, EXTENTS_MAX};
 use crate::volume::{Errno, Priority};
 
 /// The version of the data headers; the low half of their first byte.
@@ -61,6 +62,8 @@ pub enum Operation {
     /// Send the bytes of the runs that follow the header, one after the other. The range starts with the
     /// first of them, and is as long as all together.
     ReadRuns,
+    /// Send the digests of the leaves that the range covers; it starts with one.
+    Digests,
 }
 
 /// The head of a data request.
@@ -104,6 +107,7 @@ impl Operation {
             Self::Map => 6,
             Self::Migrate => 7,
             Self::ReadRuns => 8,
+            Self::Digests => 9,
         }
     }
 
@@ -130,6 +134,7 @@ impl Operation {
             6 => Self::Map,
             7 => Self::Migrate,
             8 => Self::ReadRuns,
+            9 => Self::Digests,
             _ => return Err(WireError::Operation),
         };
         if operation.flags() == flags {
@@ -155,6 +160,8 @@ impl Operation {
     fn check_range(self, offset: u64, len: u64) -> Result<(), WireError> {
         let longest = match self {
             Self::Read | Self::ReadRuns | Self::Write { .. } => DATA_BYTES_MAX,
+            Self::Digests if !offset.is_multiple_of(LEAF_BYTES) => return Err(WireError::Range),
+            Self::Digests => DIGESTS_MAX * LEAF_BYTES,
             Self::Flush | Self::Migrate => {
                 return if (offset, len) == (0, 0) {
                     Ok(())
@@ -277,6 +284,7 @@ impl ReplyHeader {
                 let most = match request.operation {
                     Operation::Read | Operation::ReadRuns => request.len,
                     Operation::Map => EXTENTS_MAX,
+                    Operation::Digests => request.len.div_ceil(LEAF_BYTES),
                     _ => 0,
                 };
                 if count <= most {

@@ -37,6 +37,10 @@ fn requests_keep_their_bytes() {
         (request(Operation::Flush, 0, 0), "b103"),
         (request(Operation::Migrate, 0, 0), "b107"),
         (
+            request(Operation::Digests, 0x1_0000, 0x2_0001),
+            "b1090000000000000000010000000000010002",
+        ),
+        (
             request(Operation::ReadRuns, 0x1000, 0x2000),
             "b1080000000000000010000000000000002000",
         ),
@@ -103,7 +107,7 @@ fn each_lie_in_a_request_has_its_name() {
     assert_eq!(with(0, 0x00), Err(WireError::Magic));
     assert_eq!(with(0, 0xB2), Err(WireError::Version));
     assert_eq!(with(1, 0), Err(WireError::Operation));
-    assert_eq!(with(1, 9), Err(WireError::Operation));
+    assert_eq!(with(1, 10), Err(WireError::Operation));
     assert_eq!(with(2, 1), Err(WireError::Flag));
     assert_eq!(with(2, 0x80), Err(WireError::Flag));
     assert_eq!(with(3, 4), Err(WireError::Priority));
@@ -118,6 +122,15 @@ fn each_lie_in_a_request_has_its_name() {
     );
     assert_eq!(
         decode(request(Operation::Discard, 2, u64::MAX)),
+        Err(WireError::Range)
+    );
+    let leaves_max = 256 * (64 << 10);
+    assert_eq!(
+        decode(request(Operation::Digests, 0, leaves_max + 1)),
+        Err(WireError::Length)
+    );
+    assert_eq!(
+        decode(request(Operation::Digests, 4096, leaves_max)),
         Err(WireError::Range)
     );
     assert_eq!(

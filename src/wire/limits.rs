@@ -34,6 +34,9 @@ pub const MIGRATION_BYTES_MAX: u32 = 256 << 10;
 /// How many runs one request reads at most.
 pub const RUNS_MAX: u32 = 256;
 
+/// How many leaves one request asks the digests of at most.
+pub const DIGESTS_MAX: u64 = 256;
+
 /// How many extents one reply to a map request holds.
 pub const EXTENTS_MAX: u64 = 1024;
 

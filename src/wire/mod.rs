@@ -8,6 +8,7 @@
 pub mod codec;
 pub mod control;
 pub mod data;
+pub mod digest;
 pub mod error;
 pub mod extent;
 pub mod limits;

@@ -9,5 +9,6 @@ mod failures;
 mod library;
 mod moves;
 mod refusals;
+mod resume;
 mod versions;
 mod writer;

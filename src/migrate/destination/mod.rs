@@ -3,6 +3,7 @@
 //! As at the seeder one task has the machine; what takes time runs beside it.
 
 mod announced;
+mod compare;
 mod link;
 mod pull;
 mod runner;
@@ -51,6 +52,8 @@ pub struct DestinationStatus {
     pub round_bytes: u64,
     /// See there.
     pub pulled_bytes: u64,
+    /// How many bytes were asked for in all: what the store had from before is not.
+    pub fetched_bytes: u64,
     /// What is written at the seeder each second, in bytes.
     pub dirty_bytes_per_s: Option<u64>,
     /// How long the hold would be now.

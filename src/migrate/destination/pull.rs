@@ -1,5 +1,6 @@
 //! Fetches blocks from the seeder, writes them to the store, and reads them back.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::announced::Announced;
+use super::compare::in_spans;
 use crate::AsyncBackend;
 use crate::migrate::proof::LEAF_BYTES;
 use crate::migrate::protocol::BlockSet;
@@ -26,6 +28,9 @@ const BATCH_BYTES: u64 = 64 << 10;
 /// How many batches are fetched, or being written and read back, at once.
 const BATCHES_AT_ONCE: usize = 256;
 
+/// How many spans are compared at once.
+const SPANS_AT_ONCE: usize = 4;
+
 /// How many bytes may be on their way at most.
 const IN_FLIGHT_BYTES_MAX: u64 = BATCHES_AT_ONCE as u64 * BATCH_BYTES;
 
@@ -36,10 +41,66 @@ pub(super) struct Puller {
     pub(super) store: Arc<dyn AsyncBackend>,
     pub(super) prover: Prover,
     pub(super) line: Arc<Line>,
-    /// How many bytes have come.
+    /// How many bytes of what is being pulled are here.
     pub(super) pulled_bytes: Arc<AtomicU64>,
     /// Who is told of it.
     pub(super) announced: Option<Arc<Announced>>,
+    /// How many bytes were asked for, in all.
+    pub(super) fetched_bytes: Arc<AtomicU64>,
+}
+
+/// What is left to do of a pull.
+struct Work<'a> {
+    /// To be compared, a span at a time.
+    spans: Box<dyn Iterator<Item = Vec<BlockRange>> + Send + 'a>,
+    spans_under_way: usize,
+    /// To be fetched: what differed, and what is not compared.
+    different: VecDeque<Vec<BlockRange>>,
+    batches: Box<dyn Iterator<Item = Vec<BlockRange>> + Send + 'a>,
+}
+
+/// What a task does.
+enum Next {
+    Fetch(Vec<BlockRange>),
+    Compare(Vec<BlockRange>),
+}
+
+impl<'a> Work<'a> {
+    fn all(blocks: &'a BlockSet) -> Self {
+        Self {
+            spans: Box::new(std::iter::empty()),
+            spans_under_way: 0,
+            different: VecDeque::new(),
+            batches: Box::new(in_batches(blocks.runs())),
+        }
+    }
+
+    fn differing(blocks: &'a BlockSet) -> Self {
+        Self {
+            spans: Box::new(in_spans(blocks.runs())),
+            batches: Box::new(std::iter::empty()),
+            ..Self::all(blocks)
+        }
+    }
+
+    /// Nothing is compared while something waits to be fetched, so that not much of that waits.
+    fn next(&mut self) -> Option<Next> {
+        let batch = self.different.pop_front().or_else(|| self.batches.next());
+        if let Some(batch) = batch {
+            return Some(Next::Fetch(batch));
+        }
+        if self.spans_under_way == SPANS_AT_ONCE {
+            return None;
+        }
+        let span = self.spans.next()?;
+        self.spans_under_way += 1;
+        Some(Next::Compare(span))
+    }
+
+    fn compared(&mut self, different: Vec<Vec<BlockRange>>) {
+        self.spans_under_way -= 1;
+        self.different.extend(different);
+    }
 }
 
 /// What there is room for on the link. One batch at a time waits for it.
@@ -69,6 +130,8 @@ impl Line {
 pub(super) enum Bytes {
     /// They are asked for.
     Fetch(BlockSet, Priority),
+    /// The same, but for what the store has as the seeder has it.
+    FetchDiffering(BlockSet),
     /// The seeder sends them unasked.
     Come(BlockSet, mpsc::Receiver<Piece>),
 }
@@ -76,7 +139,9 @@ pub(super) enum Bytes {
 impl Bytes {
     pub(super) fn len_bytes(&self) -> u64 {
         match self {
-            Self::Fetch(blocks, _) | Self::Come(blocks, _) => blocks.len_bytes(),
+            Self::Fetch(blocks, _) | Self::FetchDiffering(blocks) | Self::Come(blocks, _) => {
+                blocks.len_bytes()
+            }
         }
     }
 }
@@ -99,7 +164,14 @@ impl Pulling {
         let store = Arc::clone(&puller.store);
         let task = tokio::spawn(async move {
             let result = match bytes {
-                Bytes::Fetch(blocks, priority) => puller.pull(&blocks, priority, cancelled).await,
+                Bytes::Fetch(blocks, priority) => {
+                    let work = Work::all(&blocks);
+                    puller.pull(work, priority, cancelled).await
+                }
+                Bytes::FetchDiffering(blocks) => {
+                    let work = Work::differing(&blocks);
+                    puller.pull(work, Priority::Pull, cancelled).await
+                }
                 Bytes::Come(blocks, pieces) => puller.take(blocks, pieces, cancelled).await,
             };
             if let Some(result) = result {
@@ -126,32 +198,37 @@ impl Puller {
     /// given up.
     async fn pull(
         &self,
-        blocks: &BlockSet,
+        mut work: Work<'_>,
         priority: Priority,
         mut cancelled: oneshot::Receiver<()>,
     ) -> Option<io::Result<()>> {
-        let mut batches = in_batches(blocks.runs());
-        let mut fetching = JoinSet::new();
+        let mut working = JoinSet::new();
         let result = loop {
-            if fetching.len() < BATCHES_AT_ONCE
-                && let Some(batch) = batches.next()
+            if working.len() < BATCHES_AT_ONCE
+                && let Some(next) = work.next()
             {
                 let puller = self.clone();
-                fetching.spawn(async move { puller.fetch(&batch, priority).await });
+                working.spawn(async move {
+                    match next {
+                        Next::Fetch(batch) => puller.fetch(&batch, priority).await.map(|()| None),
+                        Next::Compare(runs) => puller.differing(runs, priority).await.map(Some),
+                    }
+                });
                 continue;
             }
             tokio::select! {
                 biased;
                 _ = &mut cancelled => break None,
-                fetched = fetching.join_next() => match fetched {
+                worked = working.join_next() => match worked {
                     None => break Some(Ok(())),
-                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Ok(None))) => {}
+                    Some(Ok(Ok(Some(different)))) => work.compared(different),
                     Some(Ok(Err(error))) => break Some(Err(error)),
                     Some(Err(panic)) => break Some(Err(io::Error::other(panic))),
                 },
             }
         };
-        fetching.shutdown().await;
+        working.shutdown().await;
         match result {
             // What is durable now need not be made so while the seeder's requests wait.
             Some(Ok(())) if priority != Priority::Demand => Some(self.store.flush().await),
@@ -205,6 +282,7 @@ impl Puller {
         let under_way = self.line.enter(len, priority).await;
         self.remote.read_runs(&mut bytes, &places, priority).await?;
         under_way.arrived(data_bytes(&bytes));
+        self.fetched_bytes.fetch_add(len, Ordering::Relaxed);
         let mut rest = &bytes[..];
         for (run, place) in batch.iter().zip(&places) {
             let (part, later) = rest.split_at((place.end - place.start) as usize);
@@ -212,10 +290,15 @@ impl Puller {
             rest = later;
         }
         self.prover.hash_those_of(batch).await?;
-        if let Some(announced) = &self.announced {
-            announced.came(batch);
-        }
+        self.announce(batch);
         Ok(())
+    }
+
+    /// These are here, with their leaves.
+    pub(super) fn announce(&self, runs: &[BlockRange]) {
+        if let Some(announced) = &self.announced {
+            announced.came(runs);
+        }
     }
 
     /// Writes the bytes of a run of blocks, zeros as holes.
@@ -232,9 +315,14 @@ impl Puller {
                 self.store.write_at(part, at, false, priority).await?;
             }
         }
-        self.pulled_bytes
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.count(run);
         Ok(())
+    }
+
+    /// The blocks are here.
+    pub(super) fn count(&self, run: BlockRange) {
+        let len = run.len() * BLOCK_BYTES;
+        self.pulled_bytes.fetch_add(len, Ordering::Relaxed);
     }
 }
 
@@ -245,7 +333,9 @@ fn data_bytes(bytes: &[u8]) -> u64 {
 }
 
 /// The runs in batches of whole leaves, so that no two tasks have one leaf.
-fn in_batches(runs: impl Iterator<Item = BlockRange>) -> impl Iterator<Item = Vec<BlockRange>> {
+pub(super) fn in_batches(
+    runs: impl Iterator<Item = BlockRange>,
+) -> impl Iterator<Item = Vec<BlockRange>> {
     let parts = runs.flat_map(|run| run.by_chunk(LEAF_BYTES));
     let mut parts = parts.peekable();
     std::iter::from_fn(move || {

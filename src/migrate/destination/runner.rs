@@ -1,7 +1,7 @@
 //! The task that has the leecher's machine.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -15,7 +15,7 @@ use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order};
 use crate::AsyncBackend;
 use crate::migrate::protocol::{
     AttemptId, Epoch, LeechRecord, Leecher, LeecherAction, LeecherEvent, LeecherNotice,
-    LeecherTimer, Measured, ToLeecher,
+    LeecherTimer, Measured, SessionId, ToLeecher, ToSeeder,
 };
 use crate::migrate::prover::Prover;
 use crate::migrate::record_keeper::RecordKeeper;
@@ -74,6 +74,10 @@ pub(super) struct Runner {
     pulling: Option<Pulling>,
     /// Counts pulls: what one that was stopped has to say comes too late.
     pulls: u64,
+    /// In which session what was pulled counts. In another one, and after proofs that differed, everything is
+    /// handed out again, and compared.
+    session: Option<SessionId>,
+    compare: bool,
     /// The bytes of the last attempt, on their way.
     pieces: Option<(AttemptId, mpsc::Receiver<Piece>)>,
     /// When the seeder began to hold its requests, as seen from here.
@@ -109,7 +113,8 @@ impl Runner {
                 store: Arc::clone(&store),
                 prover: Prover::new(Arc::clone(&store)),
                 line: Arc::new(Line::new()),
-                pulled_bytes: Arc::new(AtomicU64::new(0)),
+                pulled_bytes: Arc::default(),
+                fetched_bytes: Arc::default(),
                 announced,
             },
             remote: parts.remote,
@@ -125,6 +130,8 @@ impl Runner {
             link: linking.abort_handle(),
             pulling: None,
             pulls: 0,
+            session: None,
+            compare: true,
             pieces: None,
             held_since: None,
         }
@@ -163,6 +170,11 @@ impl Runner {
                 if pieces.is_some() {
                     self.pieces = pieces;
                 }
+                if let ToLeecher::Welcome { session, .. } = &message
+                    && self.session.replace(*session) != Some(*session)
+                {
+                    self.compare = true;
+                }
                 if let Some(held) = held {
                     let rtt = self.remote.path_rtt().unwrap_or_default();
                     self.held_since = at.checked_sub(held + rtt / 2);
@@ -184,6 +196,9 @@ impl Runner {
             Input::Ended(event) => self.handle(event).await,
             Input::Pulled(number, event) => {
                 if number == self.pulls && self.pulling.take().is_some() {
+                    if let LeecherEvent::Pulled { result: Ok(_), .. } = &event {
+                        self.compare = false;
+                    }
                     self.handle(event).await;
                 }
             }
@@ -209,6 +224,7 @@ impl Runner {
             tracing::trace!(?action, "leecher");
             self.carry_out(action).await;
         }
+        let fetched = self.puller.fetched_bytes.load(Ordering::Relaxed);
         let prediction = self.machine.prediction();
         let (predicted, dirty) = (prediction.downtime(), prediction.dirty_bytes_per_s());
         let (is_owner, is_done) = (self.machine.is_owner(), self.machine.is_done());
@@ -216,6 +232,7 @@ impl Runner {
         self.status.send_if_modified(|status| {
             let before = status.clone();
             status.rounds += u32::from(pulled);
+            status.fetched_bytes = fetched;
             status.predicted = predicted;
             status.dirty_bytes_per_s = dirty.map(|bytes| bytes as u64);
             (status.is_owner, status.is_done) = (is_owner, is_done);
@@ -226,9 +243,10 @@ impl Runner {
 
     fn show_progress(&self) {
         let pulled = self.puller.pulled_bytes.load(Ordering::Relaxed);
+        let fetched = self.puller.fetched_bytes.load(Ordering::Relaxed);
         self.status.send_if_modified(|status| {
-            let changed = status.pulled_bytes != pulled;
-            status.pulled_bytes = pulled;
+            let changed = (status.pulled_bytes, status.fetched_bytes) != (pulled, fetched);
+            (status.pulled_bytes, status.fetched_bytes) = (pulled, fetched);
             changed
         });
     }
@@ -236,6 +254,9 @@ impl Runner {
     async fn carry_out(&mut self, action: LeecherAction) {
         match action {
             LeecherAction::Send(message) => {
+                if let ToSeeder::Round { anew: true, .. } = &message {
+                    self.compare = true;
+                }
                 let message = wire_form::to_seeder(message);
                 if let Some(outgoing) = &self.outgoing
                     && outgoing.try_send(message).is_err()
@@ -246,11 +267,16 @@ impl Runner {
             LeecherAction::Record(record) => self.record(record),
             LeecherAction::Pull { number, blocks } => {
                 let (begun, remote) = (Instant::now(), Arc::clone(&self.remote));
-                let bytes = blocks.len_bytes();
-                self.pull(Bytes::Fetch(blocks, Priority::Pull), move |result| {
+                let fetched_bytes = Arc::clone(&self.puller.fetched_bytes);
+                let fetched_before = fetched_bytes.load(Ordering::Relaxed);
+                let bytes = match self.compare {
+                    true => Bytes::FetchDiffering(blocks),
+                    false => Bytes::Fetch(blocks, Priority::Pull),
+                };
+                self.pull(bytes, move |result| {
                     let rtt = remote.path_rtt().unwrap_or_default();
                     let measured = Measured {
-                        bytes,
+                        bytes: fetched_bytes.load(Ordering::Relaxed) - fetched_before,
                         // The question for the blocks went before it.
                         took: begun.elapsed() + rtt,
                         rtt,
