@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use blockferry::device;
-use blockferry::migrate::protocol::Finalize;
+use blockferry::migrate::protocol::{Finalize, Mode};
 use blockferry::migrate::{Arrived, LeechOptions, LeechStore, Migrator, SeedOptions, SourceStatus};
+use blockferry::mount::direct;
 use blockferry::net::{Compression, Server};
 use blockferry::ops::{self, Name, Place, control};
 use blockferry::wire::Ticket;
@@ -17,9 +18,10 @@ use clap::ValueEnum;
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use self::waiting::{NOTICES_MAX, Waiting, answers, draw};
+use self::waiting::{NOTICES_MAX, Waiting, answers, draw, draw_rest};
 use super::device_choice::DeviceArgs;
 use super::failure::Failure;
+use super::managed::parse_rate;
 use super::mounted::Mounted;
 use super::output;
 use super::progress::Progress;
@@ -27,6 +29,7 @@ use super::seed_service::SeedServiceArgs;
 use super::seeded::{Coming, SeededDevice};
 use super::serving::Serving;
 use super::signals::Signals;
+use super::store_place;
 use super::ticket_argument::{self, Named};
 
 /// The longest downtime that can be aimed at, in milliseconds.
@@ -34,6 +37,9 @@ const DOWNTIME_TARGET_MAX_MS: u64 = 3_600_000;
 
 /// How long the ticket is waited for before anything else is told.
 const SERVICE_WAIT: Duration = Duration::from_secs(1);
+
+/// The longest that hybrid can pull before the volume moves, in seconds.
+const PRE_COPY_TIME_MAX_S: u64 = 7 * 86_400;
 
 /// The most rounds that can be asked for.
 const ROUNDS_MAX: u32 = 1_000_000;
@@ -91,6 +97,27 @@ pub(super) struct Args {
           value_parser = clap::value_parser!(u64).range(1..=DOWNTIME_TARGET_MAX_MS))]
     downtime_target: u64,
 
+    /// What is pulled when: pre-copy (everything before the volume moves), post-copy (everything after it:
+    /// the device is there at once, and what is read is fetched first) or hybrid (before it up to
+    /// --rounds-max or --pre-copy-time, the rest after it). Until the rest is here the volume needs both hosts
+    #[arg(long, value_name = "MODE", default_value = "pre-copy")]
+    mode: Which,
+
+    /// With hybrid: for how many seconds it is pulled at most before the volume moves
+    #[arg(long, value_name = "SECONDS", default_value = "60",
+          value_parser = clap::value_parser!(u64).range(1..=PRE_COPY_TIME_MAX_S))]
+    pre_copy_time: u64,
+
+    /// For how many seconds a request of the device waits for bytes that are still at the seeder, when that
+    /// gives no answer. Then it fails with an I/O error; 0 waits for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = direct::IO_TIMEOUT_DEFAULT.as_secs(),
+          value_parser = clap::value_parser!(u64).range(..=direct::IO_TIMEOUT_MAX.as_secs()))]
+    io_timeout: u64,
+
+    /// The most that is pulled, in bytes a second, when the volume is here and nobody waits for it
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    rest_rate: Option<u64>,
+
     /// After how many rounds the volume moves whatever the prediction is
     #[arg(long, value_name = "N", default_value = "30",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
@@ -120,6 +147,17 @@ enum When {
     Auto,
     /// The user
     Manual,
+}
+
+/// What is pulled when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    /// Everything before the volume moves
+    PreCopy,
+    /// Everything after it
+    PostCopy,
+    /// Up to a limit before it, the rest after it
+    Hybrid,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -229,18 +267,25 @@ impl Args {
         let (arrived, orders, signals) = waiting.arrived(runtime);
         let Some((server, seed_options)) = service else {
             runtime.block_on(tell_downtime(&arrived))?;
-            let mount = arrived.into_mount();
-            let serving = Serving {
-                claim,
-                mount: Mounted::Direct {
-                    mount,
+            let progress = match arrived.part() {
+                Some(_) => Progress::drawn_by(draw_rest(arrived.watch())),
+                None => None,
+            };
+            let mount = match arrived.part() {
+                Some(_) => Mounted::InPart(arrived),
+                None => Mounted::Direct {
+                    mount: arrived.into_mount(),
                     remote: None,
                 },
+            };
+            let serving = Serving {
+                claim,
+                mount,
                 path,
                 device: Arc::new(Mutex::new(device)),
                 orders,
                 signals,
-                progress: None,
+                progress,
             };
             return runtime.block_on(serving.until_stopped());
         };
@@ -249,7 +294,7 @@ impl Args {
             device: Some(device),
             seeding: None,
             coming: Some(self.coming(&arrived, server, seed_options, seeds)),
-            _arrived: Some(Arc::clone(&arrived)),
+            arrived: Some(Arc::clone(&arrived)),
             orders,
             signals,
             hooks: running,
@@ -290,6 +335,15 @@ impl Args {
             },
             downtime_target: Duration::from_millis(self.downtime_target),
             rounds_max: self.rounds_max,
+            mode: match self.mode {
+                Which::PreCopy => Mode::PreCopy,
+                Which::PostCopy => Mode::PostCopy,
+                Which::Hybrid => Mode::Hybrid,
+            },
+            pre_copy_limit: Duration::from_secs(self.pre_copy_time),
+            live_maps: Some(store_place::live_maps()),
+            io_timeout: Some(Duration::from_secs(self.io_timeout)).filter(|time| !time.is_zero()),
+            rest_rate: self.rest_rate,
             compression: self.compress,
             can_seed: self.listen.is_some(),
             ..LeechOptions::new(name)?

@@ -146,7 +146,7 @@ fn parse_chunk(text: &str) -> Result<u64> {
     options.check().map(|()| chunk_bytes)
 }
 
-fn parse_rate(text: &str) -> Result<u64> {
+pub(super) fn parse_rate(text: &str) -> Result<u64> {
     match parse_size(text)? {
         0 => Err(not_allowed(
             "it has to be at least 1 byte a second; nothing moves with --pull-order none and --push off"

@@ -5,7 +5,7 @@ use blockferry::ops::{self, Name};
 use blockferry::volume::format_size;
 use blockferry::{Error, ErrorKind, Result};
 
-use super::output;
+use super::{list, output};
 
 /// Shows how far migrations are
 #[derive(Debug, clap::Args)]
@@ -61,6 +61,10 @@ pub(super) fn in_short(status: &MigrationStatus) -> String {
             format!(", round {round}, {} left", format_size(left))
         }
         ("leecher", "finalizing") => ", finalizing".to_owned(),
+        ("leecher", _) => match status.rest_bytes {
+            Some(left) => format!(", {} at the seeder", format_size(left)),
+            None => String::new(),
+        },
         ("seeder", "serving") => match status.leechers {
             Some(count @ 1..) => format!(", leechers: {count}"),
             _ => String::new(),
@@ -70,6 +74,9 @@ pub(super) fn in_short(status: &MigrationStatus) -> String {
             format!(", moving to {to}")
         }
         ("seeder", _) => match &status.owner {
+            Some(owner) if status.needed == Some(true) => {
+                format!(", moved to {owner}, which needs it")
+            }
             Some(owner) => format!(", moved to {owner}"),
             None => String::new(),
         },
@@ -99,6 +106,17 @@ pub(super) fn facts(status: &MigrationStatus) -> Vec<(&'static str, String)> {
             format_size(all)
         );
         facts.push(("this round", pulled));
+    }
+    if let Some(left) = status.rest_bytes {
+        facts.push(("left", format!("{} at the seeder alone", format_size(left))));
+    }
+    if let Some(since) = status.away_since {
+        let away = format!("away for {}", list::since(since));
+        facts.push(("seeder", away));
+    }
+    if status.needed == Some(true) {
+        let needed = "the new owner has not everything yet: keep this running";
+        facts.push(("needed", needed.to_owned()));
     }
     let dirty = status.dirty_bytes_per_s;
     facts.extend(dirty.map(|rate| ("written there", format!("{}/s", format_size(rate)))));

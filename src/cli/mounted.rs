@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use blockferry::device::DeviceOptions;
+use blockferry::migrate::Arrived;
 use blockferry::mount::direct::{DirectMount, Fetcher};
 use blockferry::mount::managed::ManagedMount;
 use blockferry::net::Remote;
@@ -39,6 +40,8 @@ pub(super) enum Mounted {
         remote: Option<Arc<Remote>>,
     },
     Managed(Managed),
+    /// Leeched, and not as a whole yet when the volume had moved.
+    InPart(Arrived),
 }
 
 /// A managed mount, and what becomes of its store.
@@ -59,6 +62,7 @@ impl Mounted {
         match self {
             Self::Direct { mount, .. } => &mount.volume,
             Self::Managed(managed) => managed.mount.volume(),
+            Self::InPart(arrived) => arrived.volume(),
         }
     }
 
@@ -67,6 +71,7 @@ impl Mounted {
         match self {
             Self::Direct { .. } => "direct",
             Self::Managed(_) => "managed",
+            Self::InPart(_) => "leech",
         }
     }
 
@@ -129,6 +134,8 @@ impl Mounted {
                 })
                 .with_map(move |parts| mapped.upgrade().map(|mount| mount.heat(parts)))
             }
+            // A leecher answers for itself.
+            Self::InPart(_) => Answers::from(common),
         }
     }
 
@@ -150,7 +157,7 @@ impl Mounted {
     /// The managed mount, if it is one.
     pub(super) fn managed(&self) -> Option<Arc<ManagedMount>> {
         match self {
-            Self::Direct { .. } => None,
+            Self::Direct { .. } | Self::InPart(_) => None,
             Self::Managed(managed) => Some(Arc::clone(&managed.mount)),
         }
     }
@@ -165,7 +172,7 @@ impl Mounted {
     /// The hooks that run.
     pub(super) fn hooks(&self) -> Arc<RunningHooks> {
         match self {
-            Self::Direct { .. } => Arc::default(),
+            Self::Direct { .. } | Self::InPart(_) => Arc::default(),
             Self::Managed(managed) => Arc::clone(&managed.hooks),
         }
     }
@@ -178,6 +185,9 @@ impl Mounted {
                 .as_ref()
                 .is_some_and(|fetcher| fetcher.silent_for() >= time),
             Self::Managed(managed) => managed.mount.silent_for() >= time,
+            Self::InPart(arrived) => arrived
+                .part()
+                .is_some_and(|mount| mount.silent_for() >= time),
         }
     }
 
@@ -186,6 +196,11 @@ impl Mounted {
         match self {
             Self::Direct { mount, .. } => drop(mount.fetcher.take()),
             Self::Managed(managed) => managed.mount.give_up(),
+            Self::InPart(arrived) => {
+                if let Some(mount) = arrived.part() {
+                    mount.give_up();
+                }
+            }
         }
     }
 
@@ -195,7 +210,7 @@ impl Mounted {
     /// Where they would be lost.
     pub(super) async fn settle(&self) -> Result<()> {
         match self {
-            Self::Direct { .. } => Ok(()),
+            Self::Direct { .. } | Self::InPart(_) => Ok(()),
             Self::Managed(managed) => managed.settle().await,
         }
     }
@@ -211,8 +226,18 @@ impl Mounted {
                 }
             }
             Self::Managed(managed) => managed.end().await,
+            Self::InPart(arrived) => Ok(arrived.end().await?.map(still_at_seeder)),
         }
     }
+}
+
+/// What a user has to know of a volume that has not arrived as a whole.
+pub(super) fn still_at_seeder(left_bytes: u64) -> String {
+    format!(
+        "{} of the volume are still at its seeder alone: that is needed until the same `blockferry leech` has \
+         gone on, and released it",
+        format_size(left_bytes)
+    )
 }
 
 const UNREACHABLE: &str = "the origin cannot be reached";

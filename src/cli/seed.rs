@@ -120,7 +120,7 @@ impl Args {
             device,
             seeding: Some(seeding),
             coming: None,
-            _arrived: None,
+            arrived: None,
             orders,
             signals,
             hooks: running,

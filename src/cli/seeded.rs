@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::hook_command::RunningHooks;
+use super::mounted::still_at_seeder;
 use super::signals::Signals;
 
 /// How long the new owner may take to hear that it is not needed any more, and to go.
@@ -29,7 +30,7 @@ pub(super) struct SeededDevice {
     pub(super) seeding: Option<Seeding>,
     pub(super) coming: Option<Coming>,
     /// What came here before it was seeded.
-    pub(super) _arrived: Option<Arc<Arrived>>,
+    pub(super) arrived: Option<Arc<Arrived>>,
     pub(super) orders: Control,
     pub(super) signals: Signals,
     pub(super) hooks: Arc<RunningHooks>,
@@ -72,6 +73,12 @@ impl SeededDevice {
         let ended = self.serve().await;
         if let Some(seeding) = self.seeding.take() {
             seeding.end().await;
+        }
+        let Some(arrived) = self.arrived.take() else {
+            return ended;
+        };
+        if let Some(left_bytes) = arrived.end().await? {
+            tracing::warn!("{}", still_at_seeder(left_bytes));
         }
         ended
     }
@@ -186,6 +193,18 @@ impl SeededDevice {
             if !holders.is_empty() {
                 return Err(in_use(device.path(), &holders));
             }
+        }
+        let status = self.seeding.as_ref().map(Seeding::status);
+        if let Some(status) = status.filter(|status| status.is_needed() && !force) {
+            let (to, _) = status.moved_to.unwrap_or_default();
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "{to}, which has the volume now, has not pulled everything from here yet: without this, \
+                     what it lacks cannot be read there until `blockferry seed` of the same resource is \
+                     started again. Stop with force if that is meant"
+                ),
+            ));
         }
         if force {
             self.hooks.end_all();

@@ -4,6 +4,7 @@
 //! out what they decide; [`records`] is what each end keeps of it with its resource, [`proof`] how they
 //! know that their stores are equal. [`migrator`] is both ends with their devices, for programs.
 
+mod block_proof;
 pub mod destination;
 mod explained;
 mod freeze;
@@ -21,7 +22,10 @@ mod status;
 mod timers;
 mod wire_form;
 
-pub use destination::{Destination, DestinationParts, DestinationStatus, PartCall};
+pub use destination::{
+    Destination, DestinationParts, DestinationStatus, PartCall, RestOptions, RestStatus,
+    StartDevice, forget_map,
+};
 pub use freeze::Freeze;
 pub use migrator::{Arrived, LeechOptions, LeechStore, Leeching, Migrator, SeedOptions, Seeding};
 pub use record_keeper::RecordKeeper;

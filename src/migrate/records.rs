@@ -216,6 +216,7 @@ mod tests {
                 attempt,
                 to: "storage-b".to_owned(),
                 released: false,
+                post_copy: false,
             }),
             leech: leech.map(|(epoch, stage)| LeechRecord {
                 volume,

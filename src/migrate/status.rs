@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::destination::DestinationStatus;
+use super::destination::{DestinationStatus, RestStatus};
 use super::source::SourceStatus;
 
 /// One end's view of it.
@@ -11,8 +11,8 @@ use super::source::SourceStatus;
 pub struct MigrationStatus {
     /// `seeder` or `leecher`.
     pub role: String,
-    /// `serving`, `finalizing`, `moved` or `released` at the seeder; `pulling`, `finalizing`, `owner` or
-    /// `done` at the leecher.
+    /// `serving`, `finalizing`, `moved` or `released` at the seeder; `pulling`, `finalizing`, `pulling the
+    /// rest`, `comparing the rest`, `the rest differs`, `owner` or `done` at the leecher.
     pub phase: String,
     /// Who has the volume, as far as this end knows: `here`, or a name.
     pub owner: Option<String>,
@@ -34,6 +34,12 @@ pub struct MigrationStatus {
     pub dirty_bytes_per_s: Option<u64>,
     /// At the leecher: how long the hold would be now.
     pub predicted_downtime_ms: Option<u64>,
+    /// At the leecher that has the volume: how many of its bytes are still at the seeder alone.
+    pub rest_bytes: Option<u64>,
+    /// At the leecher: since when the seeder that has these cannot be reached, in seconds since 1970.
+    pub away_since: Option<u64>,
+    /// At the seeder: the new owner has not everything yet.
+    pub needed: Option<bool>,
     /// At the leecher: how long neither end took requests.
     pub downtime_ms: Option<f64>,
 }
@@ -62,6 +68,7 @@ impl From<&SourceStatus> for MigrationStatus {
             epoch: status.moved_to.as_ref().map(|(_, epoch)| *epoch),
             leechers: Some(status.leechers),
             finalizing: status.finalizing.clone(),
+            needed: status.is_needed().then_some(true),
             ..Self::default()
         }
     }
@@ -71,6 +78,13 @@ impl From<&DestinationStatus> for MigrationStatus {
     fn from(status: &DestinationStatus) -> Self {
         let phase = match status {
             DestinationStatus { is_owner: true, .. } if status.is_done => "done",
+            DestinationStatus {
+                rest: Some(rest), ..
+            } => match rest {
+                RestStatus { differs: true, .. } => "the rest differs",
+                RestStatus { left_bytes: 0, .. } => "comparing the rest",
+                _ => "pulling the rest",
+            },
             DestinationStatus { is_owner: true, .. } => "owner",
             DestinationStatus {
                 final_bytes: Some(_),
@@ -88,6 +102,8 @@ impl From<&DestinationStatus> for MigrationStatus {
             fetched_bytes: Some(status.fetched_bytes),
             dirty_bytes_per_s: status.dirty_bytes_per_s,
             predicted_downtime_ms: status.predicted.map(|time| time.as_millis() as u64),
+            rest_bytes: status.rest.as_ref().map(|rest| rest.left_bytes),
+            away_since: status.rest.as_ref().and_then(|rest| rest.away_since),
             downtime_ms: status.downtime.map(|time| time.as_secs_f64() * 1e3),
             ..Self::default()
         }

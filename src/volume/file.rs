@@ -4,10 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
@@ -47,7 +47,7 @@ pub struct FileStore {
     read_only: bool,
     flush_failed: AtomicBool,
     /// Made when a flush fails.
-    failure_note: OnceLock<PathBuf>,
+    failure_note: Mutex<Option<PathBuf>>,
     syncing: Mutex<()>,
 }
 
@@ -127,7 +127,7 @@ impl FileStore {
             logical_block_bytes,
             read_only: options.read_only,
             flush_failed: AtomicBool::new(false),
-            failure_note: OnceLock::new(),
+            failure_note: Mutex::new(None),
             syncing: Mutex::new(()),
         })
     }
@@ -135,6 +135,12 @@ impl FileStore {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The numbers of its device and of its inode, which tell it from other files.
+    pub(super) fn numbers(&self) -> io::Result<[u64; 2]> {
+        let metadata = self.file.metadata()?;
+        Ok([metadata.dev(), metadata.ino()])
     }
 
     /// How long it is.
@@ -160,7 +166,12 @@ impl FileStore {
 
     /// Has an empty file made when a flush fails: a note for whoever opens the store after us.
     pub(super) fn leave_note_of_failure(&self, path: PathBuf) {
-        let _only_once = self.failure_note.set(path);
+        *self.note() = Some(path);
+    }
+
+    fn note(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        let note = self.failure_note.lock();
+        note.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a flush failed.
@@ -173,7 +184,7 @@ impl FileStore {
             "flush failed: what was written since the last flush may be lost; \
              every further flush fails until the file is opened again and checked"
         );
-        if let Some(note) = self.failure_note.get()
+        if let Some(note) = &*self.note()
             && let Err(error) = std::fs::write(note, b"")
         {
             tracing::error!(

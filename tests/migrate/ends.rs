@@ -182,7 +182,12 @@ impl World {
 
     /// Leeches into a file, or memory, under the name `leecher`.
     pub(crate) fn leech(&self, store: &str, args: &[&str]) -> End {
-        self.leech_as("leecher", "host-b", "ticket", store, args)
+        let over_link = self.path("ticket-of-link").exists();
+        let ticket = match over_link {
+            true => "ticket-of-link",
+            false => "ticket",
+        };
+        self.leech_as("leecher", "host-b", ticket, store, args)
     }
 
     /// The same under another name, for another host, by another ticket.

@@ -8,7 +8,12 @@ mod ends;
 mod failures;
 mod library;
 mod moves;
+mod post_copy;
 mod refusals;
+#[path = "../../examples/link_relay/relay.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod relay;
 mod resume;
+mod slow_link;
 mod versions;
 mod writer;

@@ -29,6 +29,7 @@ pub(crate) struct Writer {
     thread: JoinHandle<Written>,
     stop: Arc<AtomicBool>,
     writes: Arc<AtomicU64>,
+    reads: Arc<AtomicU64>,
 }
 
 fn fill(buffer: &mut [u8], block: u64, number: u64) {
@@ -49,15 +50,18 @@ fn open(device: &Path) -> io::Result<File> {
 impl Writer {
     pub(crate) fn start(device: &Path, seed: u64, before: Written) -> Self {
         let (stop, writes) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let reads = Arc::<AtomicU64>::default();
         let device = device.to_owned();
         let thread = {
             let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
-            std::thread::spawn(move || write(&device, seed, before, &stop, &writes))
+            let reads = Arc::clone(&reads);
+            std::thread::spawn(move || write(&device, seed, before, &stop, [&writes, &reads]))
         };
         let writer = Self {
             thread,
             stop,
             writes,
+            reads,
         };
         writer.until_it_has_written(50);
         writer
@@ -69,6 +73,15 @@ impl Writer {
         super::ends::until("more is written", || {
             assert!(!self.thread.is_finished(), "the writer has ended");
             self.writes.load(Ordering::Relaxed) >= from + more
+        });
+    }
+
+    /// Waits until so many more reads were right.
+    pub(crate) fn until_it_has_read(&self, more: u64) {
+        let from = self.reads.load(Ordering::Relaxed);
+        super::ends::until("more is read", || {
+            assert!(!self.thread.is_finished(), "the writer has ended");
+            self.reads.load(Ordering::Relaxed) >= from + more
         });
     }
 
@@ -92,7 +105,7 @@ fn write(
     seed: u64,
     mut written: Written,
     stop: &AtomicBool,
-    writes: &AtomicU64,
+    [writes, reads]: [&AtomicU64; 2],
 ) -> Written {
     let file = open(device).expect("opened");
     let mut buffer = MmapMut::map_anon(BLOCK).expect("memory");
@@ -126,6 +139,7 @@ fn write(
                 return written;
             }
             check(&buffer, other, &[expected]);
+            reads.fetch_add(1, Ordering::Relaxed);
         }
         std::thread::sleep(Duration::from_micros(300));
     }
@@ -146,6 +160,24 @@ fn check(buffer: &[u8], block: u64, numbers: &[u64]) {
 }
 
 impl Written {
+    /// Somebody wrote this block.
+    pub(crate) fn wrote(&mut self, block: u64) {
+        self.last.insert(block, 0);
+    }
+
+    /// Checks that two files have the same bytes in all blocks but these.
+    pub(crate) fn is_all_that_differs(&self, one: &Path, other: &Path) {
+        let (one, other) = (std::fs::read(one), std::fs::read(other));
+        let (one, other) = (one.expect("read"), other.expect("read"));
+        assert_eq!(one.len(), other.len());
+        let blocks = one.chunks(BLOCK).zip(other.chunks(BLOCK));
+        for (block, (one, other)) in (0u64..).zip(blocks) {
+            let failed = self.failed.is_some_and(|(at, _)| at == block);
+            let wrote = failed || self.last.contains_key(&block);
+            assert!(wrote || one == other, "block {block} differs");
+        }
+    }
+
     /// Checks that a device has all of it.
     pub(crate) fn is_on(&self, device: &Path) {
         assert!(!self.last.is_empty());

@@ -34,21 +34,27 @@ pub(super) fn answers(
     seeds: &Arc<OnceLock<watch::Receiver<SourceStatus>>>,
     hooks: &Arc<RunningHooks>,
 ) -> Answers {
-    let (status, volume) = (leeching.watch(), Arc::downgrade(leeching.volume()));
+    let (status, volume) = (leeching.watch(), leeching.volume());
     let (queues, depth) = (options.queues, options.depth);
     let (seeds, hooks) = (Arc::clone(seeds), Arc::clone(hooks));
     Answers::from(move || {
-        let volume = volume.upgrade();
+        let volume = volume();
+        let (lost, rest) = {
+            let status = status.borrow();
+            (status.lost.clone(), status.rest.clone())
+        };
+        let away_since = rest.as_ref().and_then(|rest| rest.away_since);
         let migration = match seeds.get() {
             Some(seeds) => MigrationStatus::from(&*seeds.borrow()),
             None => MigrationStatus::from(&*status.borrow()),
         };
         Status {
+            away_since,
             counters: volume.map(|volume| volume.counters()).unwrap_or_default(),
             queues,
             depth,
             hooks: hooks.list(),
-            last_error: status.borrow().lost.clone(),
+            last_error: lost.or(rest.and_then(|rest| rest.last_error)),
             migration: Some(migration),
             ..Status::default()
         }
@@ -136,6 +142,28 @@ pub(super) async fn draw(mut status: watch::Receiver<DestinationStatus>) {
     loop {
         let now = status.borrow_and_update().clone();
         progress::show_share(now.pulled_bytes, now.round_bytes, told(&now));
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Draws how much is still at the seeder, until that is released.
+pub(super) async fn draw_rest(mut status: watch::Receiver<DestinationStatus>) {
+    let mut all = 0;
+    loop {
+        let rest = status.borrow_and_update().rest.clone();
+        let left = rest.as_ref().map_or(0, |rest| rest.left_bytes);
+        all = all.max(left);
+        let text = match &rest {
+            Some(rest) if rest.away_since.is_some() => {
+                format!("{} to pull, the seeder is away", format_size(left))
+            }
+            Some(_) if left > 0 => format!("pulling the rest: {} left", format_size(left)),
+            Some(_) => "comparing the rest".to_owned(),
+            None => "all of it is here".to_owned(),
+        };
+        progress::show_share(all - left, all, text);
         if status.changed().await.is_err() {
             return;
         }

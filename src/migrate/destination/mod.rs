@@ -6,6 +6,7 @@ mod announced;
 mod compare;
 mod link;
 mod pull;
+mod rest;
 mod runner;
 
 use std::sync::Arc;
@@ -16,14 +17,22 @@ use tokio::task::JoinHandle;
 
 pub use announced::PartCall;
 
-use super::protocol::{Epoch, Leecher, LeecherConfig, LeecherNotice};
+use self::rest::Rest;
+use super::protocol::{Epoch, Leecher, LeecherConfig, LeecherNotice, Mode, Records};
 use super::record_keeper::RecordKeeper;
 use crate::backend::Resource;
+use crate::mount::managed::ManagedMount;
 use crate::net::Remote;
 use crate::{Context, Error, ErrorKind, Result};
 
 /// How many inputs may wait for the machine. Who has more waits.
 const INPUTS_MAX: usize = 256;
+
+pub use rest::{RestOptions, forget_map};
+
+/// Starts the device of a volume that is here: as a whole in the store, or, with a mount, in part.
+pub type StartDevice =
+    Box<dyn FnOnce(Epoch, Option<Arc<ManagedMount>>) -> Result<(), String> + Send>;
 
 /// What a leecher is started with.
 pub struct DestinationParts {
@@ -35,8 +44,10 @@ pub struct DestinationParts {
     pub store: Resource,
     /// The store's records.
     pub records: RecordKeeper,
+    /// What it takes to leave bytes at the seeder; without it everything is pulled before the volume moves.
+    pub rest: Option<RestOptions>,
     /// Starts the device, on a thread that may block.
-    pub start_device: Box<dyn FnOnce(Epoch) -> Result<(), String> + Send>,
+    pub start_device: StartDevice,
     /// Is told what has come.
     pub part_is_local: Option<PartCall>,
     /// Is told what a user may want to know. May not block.
@@ -66,10 +77,25 @@ pub struct DestinationStatus {
     pub is_owner: bool,
     /// All of it is here, durably, and it can be seeded on.
     pub can_seed: bool,
+    /// The volume is here, but for bytes that are still at the seeder.
+    pub rest: Option<RestStatus>,
     /// There is nothing left to do.
     pub is_done: bool,
     /// The seeder cannot be reached any more, and why.
     pub lost: Option<String>,
+}
+
+/// What is still at the seeder of a volume that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestStatus {
+    /// How many bytes of it are not here yet. With none they are being compared.
+    pub left_bytes: u64,
+    /// Since when the seeder cannot be reached, in seconds since 1970.
+    pub away_since: Option<u64>,
+    /// What was pulled is not what the seeder has.
+    pub differs: bool,
+    /// The last failure of the pull or the store, for people.
+    pub last_error: Option<String>,
 }
 
 /// A running leecher. Dropping it ends it; what is here stays.
@@ -125,9 +151,10 @@ impl Destination {
             )),
             None => None,
         };
+        let rest = rest_of(&parts, &records, announced.as_ref())?;
         let (orders, to_do) = mpsc::channel(INPUTS_MAX);
         let (told, status) = watch::channel(DestinationStatus::default());
-        let runner = runner::Runner::new(machine, parts, announced, told);
+        let runner = runner::Runner::new(machine, parts, announced, rest, told);
         Ok(Self {
             orders,
             status,
@@ -165,6 +192,36 @@ impl Destination {
     pub fn watch(&self) -> watch::Receiver<DestinationStatus> {
         self.status.clone()
     }
+}
+
+/// What it takes to leave bytes at the seeder, and to go on where that was done.
+fn rest_of(
+    parts: &DestinationParts,
+    records: &Records,
+    announced: Option<&Arc<announced::Announced>>,
+) -> Result<Option<Rest>> {
+    let rest = match &parts.rest {
+        Some(options) => Rest::of(
+            &parts.store,
+            &parts.remote,
+            options.clone(),
+            announced.cloned(),
+        )?,
+        None => None,
+    };
+    match (&rest, rest::leaving(&records.standing())) {
+        (Some(rest), Some(attempt)) => rest.reopen(attempt)?,
+        (Some(rest), None) => rest.forget()?,
+        (None, None) if parts.config.mode == Mode::PreCopy => {}
+        (None, _) => {
+            let what = format!(
+                "{} has no place to note which bytes are at the seeder: post-copy is for files",
+                parts.store.url
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+    }
+    Ok(rest)
 }
 
 impl Drop for Destination {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, spawn_blocking};
@@ -11,7 +11,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::announced::Announced;
 use super::link::{Outgoing, keep_open};
 use super::pull::{Bytes, Line, Puller, Pulling};
-use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order};
+use super::rest::Rest;
+use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order, RestStatus, StartDevice};
 use crate::AsyncBackend;
 use crate::migrate::protocol::{
     AttemptId, Epoch, LeechRecord, Leecher, LeecherAction, LeecherEvent, LeecherNotice,
@@ -54,8 +55,6 @@ pub(super) enum Input {
     Started(Instant, Result<(), String>),
 }
 
-type StartDevice = Box<dyn FnOnce(Epoch) -> Result<(), String> + Send>;
-
 /// See the module.
 pub(super) struct Runner {
     machine: Leecher,
@@ -63,6 +62,8 @@ pub(super) struct Runner {
     store: Arc<dyn AsyncBackend>,
     puller: Puller,
     records: RecordKeeper,
+    /// What is left at the seeder.
+    rest: Option<Rest>,
     start_device: Option<StartDevice>,
     told: Box<dyn FnMut(LeecherNotice) + Send>,
     status: watch::Sender<DestinationStatus>,
@@ -95,6 +96,7 @@ impl Runner {
         machine: Leecher,
         parts: DestinationParts,
         announced: Option<Arc<Announced>>,
+        rest: Option<Rest>,
         status: watch::Sender<DestinationStatus>,
     ) -> Self {
         let store = parts.store.as_async();
@@ -120,6 +122,7 @@ impl Runner {
             remote: parts.remote,
             store,
             records: parts.records,
+            rest,
             start_device: Some(parts.start_device),
             told: parts.told,
             status,
@@ -229,6 +232,7 @@ impl Runner {
         let (predicted, dirty) = (prediction.downtime(), prediction.dirty_bytes_per_s());
         let (is_owner, is_done) = (self.machine.is_owner(), self.machine.is_done());
         let can_seed = self.machine.can_seed();
+        let rest = self.rest_status();
         self.status.send_if_modified(|status| {
             let before = status.clone();
             status.rounds += u32::from(pulled);
@@ -237,6 +241,7 @@ impl Runner {
             status.dirty_bytes_per_s = dirty.map(|bytes| bytes as u64);
             (status.is_owner, status.is_done) = (is_owner, is_done);
             status.can_seed = can_seed;
+            status.rest = rest;
             *status != before
         });
     }
@@ -244,18 +249,46 @@ impl Runner {
     fn show_progress(&self) {
         let pulled = self.puller.pulled_bytes.load(Ordering::Relaxed);
         let fetched = self.puller.fetched_bytes.load(Ordering::Relaxed);
+        let rest = self.rest_status();
         self.status.send_if_modified(|status| {
-            let changed = (status.pulled_bytes, status.fetched_bytes) != (pulled, fetched);
+            let before = (status.pulled_bytes, status.fetched_bytes);
+            let changed = before != (pulled, fetched) || status.rest != rest;
             (status.pulled_bytes, status.fetched_bytes) = (pulled, fetched);
+            status.rest = rest;
             changed
         });
+    }
+
+    fn rest_status(&self) -> Option<RestStatus> {
+        if !self.machine.is_in_part() {
+            return None;
+        }
+        let (left_bytes, last_error) = self.rest.as_ref()?.left()?;
+        let away = self.remote.away_since();
+        let away = away.and_then(|since| since.duration_since(UNIX_EPOCH).ok());
+        Some(RestStatus {
+            left_bytes,
+            last_error,
+            away_since: away.map(|since| since.as_secs()),
+            differs: self.machine.differs(),
+        })
     }
 
     async fn carry_out(&mut self, action: LeecherAction) {
         match action {
             LeecherAction::Send(message) => {
-                if let ToSeeder::Round { anew: true, .. } = &message {
-                    self.compare = true;
+                match &message {
+                    ToSeeder::Round { anew: true, .. } => self.compare = true,
+                    ToSeeder::Prepare {
+                        attempt,
+                        post_copy: true,
+                        ..
+                    } => {
+                        if let Some(rest) = &self.rest {
+                            rest.begin(*attempt);
+                        }
+                    }
+                    _ => {}
                 }
                 let message = wire_form::to_seeder(message);
                 if let Some(outgoing) = &self.outgoing
@@ -306,24 +339,54 @@ impl Runner {
             }
             LeecherAction::Secure { attempt, absent } => {
                 let (store, prover) = (Arc::clone(&self.store), self.puller.prover.clone());
-                let prove = absent.is_none();
+                let leaving = match absent {
+                    None => None,
+                    Some(absent) => {
+                        Some(self.rest.as_ref().map(|rest| rest.leave(attempt, absent)))
+                    }
+                };
                 self.begin(async move {
-                    let result = secure(&*store, &prover, prove).await;
+                    let result = match leaving {
+                        None => secure(&*store, &prover).await.map(Some),
+                        Some(Some(leaving)) => leaving.await.map(|()| None),
+                        Some(None) => Err(NO_MAP.to_owned()),
+                    };
                     LeecherEvent::Secured { attempt, result }
                 });
             }
-            LeecherAction::StartDevice(epoch) => self.start_device(epoch),
-            // Only after post-copy.
+            LeecherAction::StartDevice(epoch) => {
+                let in_part = self.machine.is_in_part();
+                self.start_device(epoch, in_part);
+            }
             LeecherAction::PullRest => {
-                let event = LeecherEvent::RestPulled(Err(NOT_POST_COPY.to_owned()));
-                self.begin(async move { event });
+                let rest = self.rest.clone();
+                self.begin(async move {
+                    LeecherEvent::RestPulled(match rest {
+                        Some(rest) => rest.pulled().await,
+                        None => Err(NO_MAP.to_owned()),
+                    })
+                });
             }
             LeecherAction::SecureRest => {
-                let event = LeecherEvent::RestSecured(Err(NOT_POST_COPY.to_owned()));
-                self.begin(async move { event });
+                let rest = self.rest.clone();
+                self.begin(async move {
+                    LeecherEvent::RestSecured(match rest {
+                        Some(rest) => rest.secure().await,
+                        None => Err(NO_MAP.to_owned()),
+                    })
+                });
             }
             LeecherAction::Arm(timer, after) => self.timers.arm(timer, after),
-            LeecherAction::Tell(notice) => (self.told)(notice),
+            LeecherAction::Tell(notice) => {
+                if notice == LeecherNotice::Done {
+                    // The mount of what was in part would look for a seeder that has gone.
+                    let remote = Arc::clone(&self.remote);
+                    tokio::spawn(async move {
+                        let _ = remote.close().await;
+                    });
+                }
+                (self.told)(notice);
+            }
         }
     }
 
@@ -373,30 +436,35 @@ impl Runner {
         });
     }
 
-    fn start_device(&mut self, epoch: Epoch) {
+    fn start_device(&mut self, epoch: Epoch, in_part: bool) {
         let (input, start) = (self.input.clone(), self.start_device.take());
+        let rest = self.rest.clone().filter(|_| in_part);
         tokio::spawn(async move {
-            let started = spawn_blocking(move || match start {
-                Some(start) => start(epoch),
-                None => Err("it was started before".to_owned()),
-            });
-            let result = started.await.unwrap_or_else(|panic| Err(panic.to_string()));
+            let mount = match rest {
+                Some(rest) => rest.start().await.map(Some),
+                None => Ok(None),
+            };
+            let result = match mount {
+                Err(error) => Err(error.chain()),
+                Ok(mount) => spawn_blocking(move || match start {
+                    Some(start) => start(epoch, mount),
+                    None => Err("it was started before".to_owned()),
+                })
+                .await
+                .unwrap_or_else(|panic| Err(panic.to_string())),
+            };
             let _ = input.send(Input::Started(Instant::now(), result)).await;
         });
     }
 }
 
-const NOT_POST_COPY: &str = "this version has no post-copy";
+const NO_MAP: &str = "there is no place to note which bytes are at the seeder";
 
 async fn secure(
     store: &dyn AsyncBackend,
     prover: &Prover,
-    prove: bool,
-) -> Result<Option<crate::migrate::protocol::Proof>, String> {
+) -> Result<crate::migrate::protocol::Proof, String> {
     store.flush().await.map_err(|error| error.to_string())?;
-    if !prove {
-        return Ok(None);
-    }
     prover.catch_up().await.map_err(|error| error.to_string())?;
-    prover.root().map(Some)
+    prover.root()
 }

@@ -1,7 +1,8 @@
 //! A volume on its way here, and what it is when it has arrived.
 
 use std::fmt;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -11,8 +12,12 @@ use super::{LeechStore, Migrator, SeedOptions, Seeding};
 use crate::backend::Resource;
 use crate::device::{self, Device};
 use crate::migrate::protocol::{Finalize, LeecherConfig, LeecherNotice, MigrationId, Mode};
-use crate::migrate::{Destination, DestinationParts, DestinationStatus, PartCall, RecordKeeper};
+use crate::migrate::{
+    Destination, DestinationParts, DestinationStatus, PartCall, RecordKeeper, RestOptions,
+    forget_map,
+};
 use crate::mount::direct::{self, DirectMount};
+use crate::mount::managed::ManagedMount;
 use crate::net::{Compression, Remote, RemoteOptions, Server};
 use crate::volume::{Volume, instance};
 use crate::wire::Ticket;
@@ -27,6 +32,9 @@ const ROUNDS_MAX_DEFAULT: u32 = 30;
 /// How long it may take until the downtime is known when the device is there.
 const DOWNTIME_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a hybrid migration pulls before the volume moves, unless told otherwise.
+const PRE_COPY_LIMIT_DEFAULT: Duration = Duration::from_secs(60);
+
 /// How many reasons why it is over may wait; there is one.
 const ENDINGS_MAX: usize = 4;
 
@@ -40,6 +48,17 @@ pub struct LeechOptions {
     pub downtime_target: Duration,
     /// After how many rounds the volume moves whatever is predicted.
     pub rounds_max: u32,
+    /// What is pulled when.
+    pub mode: Mode,
+    /// How long [`Mode::Hybrid`] pulls before the volume moves.
+    pub pre_copy_limit: Duration,
+    /// Where it is noted, in memory and for this user only, which blocks are here: for whoever goes on after
+    /// this process was killed. Post-copy needs it, and a store in which that was begun.
+    pub live_maps: Option<PathBuf>,
+    /// How long a request waits for bytes that are at the seeder; `None`: for ever.
+    pub io_timeout: Option<Duration>,
+    /// The most bytes a second that are pulled when the volume is here and nobody waits for them.
+    pub rest_rate: Option<u64>,
     /// How bytes are compressed on their way.
     pub compression: Compression,
     /// The volume can be seeded on from here, while its device is in use.
@@ -66,6 +85,11 @@ impl LeechOptions {
             finalize: Finalize::Manual,
             downtime_target: DOWNTIME_TARGET_DEFAULT,
             rounds_max: ROUNDS_MAX_DEFAULT,
+            mode: Mode::PreCopy,
+            pre_copy_limit: PRE_COPY_LIMIT_DEFAULT,
+            live_maps: None,
+            io_timeout: Some(direct::IO_TIMEOUT_DEFAULT),
+            rest_rate: None,
             compression: Compression::Auto,
             can_seed: false,
             part_is_local: None,
@@ -87,11 +111,11 @@ impl LeechOptions {
         Ok(LeecherConfig {
             name: self.name.clone(),
             migration: MigrationId(instance::fresh()?),
-            mode: Mode::PreCopy,
+            mode: self.mode,
             finalize: self.finalize,
             downtime_target: self.downtime_target,
             rounds_max: self.rounds_max,
-            pre_copy_limit: Duration::MAX,
+            pre_copy_limit: self.pre_copy_limit,
         })
     }
 }
@@ -110,6 +134,18 @@ struct Here {
     store: Resource,
     records: RecordKeeper,
     mount: DirectMount,
+    /// What serves the device instead where bytes were left at the seeder.
+    part: Arc<OnceLock<Arc<ManagedMount>>>,
+    live_maps: Option<PathBuf>,
+}
+
+impl Here {
+    fn volume(&self) -> &Arc<Volume> {
+        match self.part.get() {
+            Some(mount) => mount.volume(),
+            None => &self.mount.volume,
+        }
+    }
 }
 
 impl fmt::Debug for Leeching {
@@ -151,17 +187,39 @@ impl Migrator {
         let here = self.here(store, &options)?;
         let (started, device) = mpsc::channel(1);
         let (over, endings) = mpsc::channel(ENDINGS_MAX);
-        let volume = Arc::clone(&here.mount.volume);
-        let prepared = device::prepare(self.device, volume, &self.options)?;
+        let (kind, device_options) = (self.device, self.options.clone());
+        let (volume, part) = (Arc::clone(&here.mount.volume), Arc::clone(&here.part));
+        let prepared = match options.mode {
+            // It will be of another volume.
+            Mode::PostCopy => None,
+            _ => Some(device::prepare(kind, Arc::clone(&volume), &device_options)?),
+        };
         let config = options.config()?;
+        let rest = options.live_maps.clone().map(|run_directory| RestOptions {
+            run_directory,
+            requests_max: self.options.requests_max(),
+            io_timeout: options.io_timeout,
+            pull_rate: options.rest_rate,
+        });
         let destination = Destination::start(DestinationParts {
             config,
             remote,
             store: here.store.clone(),
             records: here.records.clone(),
+            rest,
             part_is_local: options.part_is_local.take(),
-            start_device: Box::new(move |_| {
-                let device = prepared.start().map_err(|error| error.chain())?;
+            start_device: Box::new(move |_, mount| {
+                let prepared = match (mount, prepared) {
+                    (Some(mount), unused) => {
+                        drop(unused);
+                        let volume = Arc::clone(part.get_or_init(|| mount).volume());
+                        device::prepare(kind, volume, &device_options)
+                    }
+                    (None, Some(prepared)) => Ok(prepared),
+                    (None, None) => device::prepare(kind, volume, &device_options),
+                };
+                let device = prepared.and_then(|prepared| prepared.start());
+                let device = device.map_err(|error| error.chain())?;
                 // It is removed if nobody waits for it.
                 let _ = started.blocking_send(device);
                 Ok(())
@@ -221,6 +279,8 @@ impl Migrator {
             store,
             records,
             mount,
+            part: Arc::default(),
+            live_maps: options.live_maps.clone(),
         })
     }
 }
@@ -254,9 +314,18 @@ impl Leeching {
         self.status.clone()
     }
 
-    /// The volume that is behind the device when it is here.
-    pub fn volume(&self) -> &Arc<Volume> {
-        &self.here.mount.volume
+    /// Gives the volume that is behind the device, as long as there is one: which one that is is known when
+    /// it is here.
+    pub fn volume(&self) -> impl Fn() -> Option<Arc<Volume>> + Send + Sync + 'static {
+        let whole = Arc::downgrade(&self.here.mount.volume);
+        let part = Arc::downgrade(&self.here.part);
+        move || {
+            let part = part.upgrade();
+            match part.as_ref().and_then(|part| part.get()) {
+                Some(mount) => Some(Arc::clone(mount.volume())),
+                None => whole.upgrade(),
+            }
+        }
     }
 
     /// The store that it is in.
@@ -373,7 +442,7 @@ impl Arrived {
     /// `Unsupported` unless [`LeechOptions::can_seed`] was said, and what keeps the server from being
     /// started. The device is not touched then.
     pub async fn seed(&self, server: Server, options: SeedOptions) -> Result<Seeding> {
-        if !self.here.mount.volume.is_seedable() {
+        if !self.here.volume().is_seedable() {
             let what = "this volume was not leeched to be seeded on";
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
@@ -383,16 +452,45 @@ impl Arrived {
             let what = "the volume cannot be seeded on: not all of it is here";
             return Err(Error::new(ErrorKind::Dirty, what));
         }
-        let Here {
-            store,
-            records,
-            mount,
-        } = &self.here;
-        let volume = Some(Arc::clone(&mount.volume));
+        let Here { store, records, .. } = &self.here;
+        let volume = Some(Arc::clone(self.here.volume()));
         Seeding::start(store.clone(), records.clone(), volume, server, options)
     }
 
-    /// What serves the device's requests, to be kept as long as that is there.
+    /// Follows how far it is.
+    pub fn watch(&self) -> watch::Receiver<DestinationStatus> {
+        self.status.clone()
+    }
+
+    /// The volume behind the device.
+    pub fn volume(&self) -> &Arc<Volume> {
+        self.here.volume()
+    }
+
+    /// What serves the device where bytes were left at the seeder, and may be there still.
+    pub fn part(&self) -> Option<&Arc<ManagedMount>> {
+        self.here.part.get()
+    }
+
+    /// Ends what serves the device, when that is gone. Gives how many bytes are still at the seeder alone:
+    /// the same leecher goes on with these.
+    ///
+    /// # Errors
+    /// Where the store cannot be made durable.
+    pub async fn end(&self) -> Result<Option<u64>> {
+        let (Some(mount), Some(live_maps)) = (self.part(), self.here.live_maps.clone()) else {
+            return Ok(None);
+        };
+        let finished = mount.finish().await;
+        let rest = self.status.borrow().rest.clone();
+        let store = self.here.store.clone();
+        let forgotten = spawn_blocking(move || forget_map(&store, &live_maps)).await;
+        let forgotten = forgotten.map_err(|panic| Error::new(ErrorKind::Io, panic.to_string()));
+        finished.and(forgotten.and_then(|done| done))?;
+        Ok(rest.map(|rest| rest.left_bytes))
+    }
+
+    /// What serves the device's requests where all of it is here, to be kept as long as that is there.
     pub fn into_mount(self) -> DirectMount {
         self.here.mount
     }

@@ -99,6 +99,10 @@ impl LeechStore {
                 "whether the volume is here the seeder alone knows: try again when it is back"
                     .to_owned()
             }
+            Some(Standing::Completing(_)) => {
+                "the volume is here, but for bytes that the seeder alone has: try again when it is back"
+                    .to_owned()
+            }
             Some(Standing::Moved(record)) => format!(
                 "the volume has moved on to {} (epoch {}): leech it from there, or have `blockferry seed` \
                  answer what that asks",

@@ -19,6 +19,9 @@ pub struct CommitRecord {
     /// The new owner has everything, and needs the seeder no more.
     #[serde(default)]
     pub released: bool,
+    /// Whether bytes were left here, which the new owner needs.
+    #[serde(default)]
+    pub post_copy: bool,
 }
 
 /// The leecher's: the volume is on its way here, or has arrived.

@@ -232,6 +232,7 @@ fn of_two_records_that_of_the_higher_epoch_counts() {
         attempt: welcome(&mut seeder(), B, "b"),
         to: "b".to_owned(),
         released: false,
+        post_copy: false,
     };
     let leech = |epoch, stage| LeechRecord {
         epoch: Epoch(epoch),
@@ -262,6 +263,7 @@ fn a_store_takes_no_other_volume_and_no_older_state_of_its_own() {
             attempt,
             to: "b".to_owned(),
             released: false,
+            post_copy: false,
         };
         let records = Records {
             commit: Some(commit),

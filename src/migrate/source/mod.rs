@@ -76,10 +76,19 @@ pub struct SourceStatus {
     pub finalizing: Option<String>,
     /// To whom the volume has moved, and in which epoch.
     pub moved_to: Option<(String, u64)>,
+    /// Bytes of it may be here alone: the new owner pulls them.
+    pub in_part: bool,
     /// The device is to be removed.
     pub remove_device: bool,
     /// The new owner has everything, and this process is not needed any more.
     pub released: bool,
+}
+
+impl SourceStatus {
+    /// Whether the new owner still needs bytes that are here.
+    pub fn is_needed(&self) -> bool {
+        self.in_part && !self.released
+    }
 }
 
 /// A running seeder. Dropping it ends it: leechers lose their connection.

@@ -13,7 +13,8 @@ use super::store::{Noting, SourceStore};
 use super::{INPUTS_MAX, Order, SourceHooks, SourceParts, SourceStatus};
 use crate::Error;
 use crate::migrate::protocol::{
-    AttemptId, Hook, Seeder, SeederAction, SeederEvent, SeederNotice, SeederTimer, ToSeeder,
+    AttemptId, BlockSet, Hook, Seeder, SeederAction, SeederEvent, SeederNotice, SeederTimer,
+    ToSeeder,
 };
 use crate::migrate::record_keeper::RecordKeeper;
 use crate::migrate::timers::Timers;
@@ -30,8 +31,16 @@ pub(super) enum Input {
     Gone(u64, Error),
     /// Something that was begun has ended.
     Ended(SeederEvent),
+    /// The same, for the proof of that number.
+    Proved(u64, SeederEvent),
     /// The same, for a record.
     Recorded(Box<RecordKeeper>, SeederEvent),
+}
+
+/// A proof that is being made.
+struct Proving {
+    blocks: BlockSet,
+    task: AbortHandle,
 }
 
 /// See the module.
@@ -50,6 +59,9 @@ pub(super) struct Runner {
     hold: Option<(Instant, JoinHandle<()>)>,
     /// The last message is on its way.
     sent: bool,
+    /// The proof that is being made for the new owner (post-copy), and how many were begun.
+    proving: Option<Proving>,
+    proofs: u64,
     /// Undoes what a hook did.
     undoing: Option<JoinHandle<()>>,
     /// Sends the bytes of an attempt.
@@ -72,6 +84,7 @@ impl Runner {
         status.send_modify(|status| {
             status.moved_to = moved_to.map(|record| (record.to.clone(), record.epoch.0));
             status.released = moved_to.is_some_and(|record| record.released);
+            status.in_part = moved_to.is_some_and(|record| record.post_copy);
         });
         Self {
             machine,
@@ -87,6 +100,8 @@ impl Runner {
             input,
             hold: None,
             sent: false,
+            proving: None,
+            proofs: 0,
             undoing: None,
             sending: None,
             told: parts.told,
@@ -126,6 +141,11 @@ impl Runner {
                 self.lose(link).await;
             }
             Input::Ended(event) => self.handle(event).await,
+            Input::Proved(number, event) => {
+                if number == self.proofs && self.proving.take().is_some() {
+                    self.handle(event).await;
+                }
+            }
             Input::Recorded(records, event) => {
                 self.records = *records;
                 self.handle(event).await;
@@ -246,19 +266,13 @@ impl Runner {
                 self.status
                     .send_modify(|status| status.remove_device = true);
             }
-            // Only post-copy asks for it.
-            SeederAction::Prove(attempt, _) => {
-                let event = SeederEvent::Proved {
-                    attempt,
-                    proof: None,
-                };
-                self.begin(async move { event });
-            }
+            SeederAction::Prove(attempt, blocks) => self.prove(attempt, blocks),
             SeederAction::Arm(timer, after) => self.timers.arm(timer, after),
             SeederAction::Tell(notice) => {
                 self.status.send_modify(|status| match &notice {
                     SeederNotice::Moved(record) => {
                         status.moved_to = Some((record.to.clone(), record.epoch.0));
+                        status.in_part = record.post_copy;
                     }
                     SeederNotice::Released => status.released = true,
                     _ => {}
@@ -266,6 +280,29 @@ impl Runner {
                 (self.told)(notice);
             }
         }
+    }
+
+    /// Unless that is under way already: the new owner asks again and again. After a crash it may ask for
+    /// other blocks; then nobody wants what was asked for before.
+    fn prove(&mut self, attempt: AttemptId, blocks: BlockSet) {
+        if let Some(proving) = &self.proving {
+            if proving.blocks == blocks {
+                return;
+            }
+            proving.task.abort();
+        }
+        self.proofs += 1;
+        let (input, store, number) = (self.input.clone(), self.store.clone(), self.proofs);
+        let wanted = blocks.clone();
+        let task = tokio::spawn(async move {
+            let proof = store.prove(&wanted).await;
+            let event = SeederEvent::Proved { attempt, proof };
+            let _ = input.send(Input::Proved(number, event)).await;
+        });
+        self.proving = Some(Proving {
+            blocks,
+            task: task.abort_handle(),
+        });
     }
 
     /// Does something that takes time.
@@ -315,7 +352,10 @@ impl Runner {
     fn call(&mut self, attempt: AttemptId, hook: Hook) {
         let undoing = self.undoing.take();
         let hooks = self.hooks.clone();
-        let (store, proving) = (self.store.clone(), self.noting.proving());
+        // What is left for later is compared later.
+        let leaves = self.machine.leaves_bytes();
+        let proving = self.noting.proving().filter(|_| !leaves);
+        let store = self.store.clone();
         self.begin(async move {
             if let Some(undoing) = undoing {
                 let _ = undoing.await;

@@ -7,6 +7,7 @@ use tokio::sync::Mutex;
 
 use super::links::Pieces;
 use crate::AsyncBackend;
+use crate::migrate::block_proof;
 use crate::migrate::protocol::{AttemptId, BlockSet, MigrationId, Proof, SessionId};
 use crate::migrate::prover::Prover;
 use crate::migrate::wire_form::Piece;
@@ -114,6 +115,17 @@ impl SourceStore {
         let Proving { prover, noted } = proving;
         self.collect(noted, |range| prover.change(range)).await;
         prover.catch_up().await.map_err(|error| error.to_string())
+    }
+
+    /// The proof of these blocks; none where they cannot be read.
+    pub(super) async fn prove(&self, blocks: &BlockSet) -> Option<Proof> {
+        match block_proof::prove(&self.backend, blocks, |_| true).await {
+            Ok((_, proof)) => Some(proof),
+            Err(error) => {
+                tracing::error!(%error, "cannot read back what the new owner has pulled");
+                None
+            }
+        }
     }
 
     /// Reads the blocks, and hands them over.

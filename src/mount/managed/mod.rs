@@ -67,6 +67,7 @@ use super::deadline::Deadline;
 use crate::backend::Resource;
 use crate::net::flow::Flow;
 use crate::volume::cache::{CacheDirectory, Checkpointer, FoundState, OpenedCache};
+use crate::volume::geometry::BlockRange;
 use crate::volume::managed::{Latencies, ManagedStore, Touched};
 use crate::volume::misses::MISSES_MAX;
 use crate::volume::state_map::Heat;
@@ -323,6 +324,11 @@ impl ManagedMount {
     pub fn heat(&self, parts: u64) -> Vec<Heat> {
         let map = &self.shared.store.map;
         map.heat(parts.min(map.blocks().len()))
+    }
+
+    /// Whether all of these blocks came from the origin, and were not written here.
+    pub(crate) fn is_clean(&self, blocks: BlockRange) -> bool {
+        self.shared.store.map.came_from_origin(blocks)
     }
 
     /// Gives up what waits for the origin: such requests, and all to come that would have to wait,

@@ -110,6 +110,7 @@ impl Place {
             run_directory: run_directory.to_owned(),
             boot_id: instance::of_boot()?,
             name: path.display().to_string(),
+            data_elsewhere: None,
         })
     }
 

@@ -4,6 +4,7 @@
 //! checkpoint), and `meta` says what they belong to. As long as the machine runs the live map
 //! counts instead, which is in the run-time directory: see [`state_map`](super::state_map).
 
+mod around;
 mod begin;
 mod checkpointer;
 mod discard;
@@ -25,6 +26,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use around::forget_around;
 pub use begin::{Begun, EARLIER_OPENINGS, Opening};
 pub use checkpointer::Checkpointer;
 pub use discard::{Discard, discard, empty};
@@ -33,7 +35,7 @@ pub use layout::CACHE_BYTES_MAX;
 pub use meta::ORIGIN_NAME_BYTES_MAX;
 
 use self::files::{DataFile, OsDirectory};
-use self::meta::MetaFile;
+use self::meta::{Meta, MetaFile};
 use self::open::{Place, Started};
 use super::file::{FileOptions, FileStore};
 use super::state_map::StateMap;
@@ -163,6 +165,16 @@ impl CacheDirectory {
             &path.join(DATA),
             file_options,
         )?);
+        Self::started(path, &place, data, meta, options)
+    }
+
+    fn started(
+        path: &Path,
+        place: &Place,
+        data: Arc<FileStore>,
+        meta: Meta,
+        options: &CacheOptions,
+    ) -> Result<OpenedCache> {
         let note = place.live(&meta)?;
         let started = place.start(Arc::new(DataFile(data.clone())), meta, options)?;
         data.leave_note_of_failure(note.failed().to_owned());

@@ -31,6 +31,8 @@ pub(super) struct Place {
     pub(super) boot_id: [u8; 16],
     /// What messages call it.
     pub(super) name: String,
+    /// What tells `data` from other files, where it is not in the directory.
+    pub(super) data_elsewhere: Option<[u64; 2]>,
 }
 
 /// What opening gives.
@@ -82,7 +84,7 @@ impl Place {
         Error::new(kind, format!("the cache in {} {what}", self.name))
     }
 
-    fn check_belongs(&self, meta: &Meta, options: &CacheOptions) -> Result<()> {
+    pub(super) fn check_belongs(&self, meta: &Meta, options: &CacheOptions) -> Result<()> {
         let foreign = |what| Err(self.refuse(ErrorKind::Foreign, what));
         if meta.identity != options.identity {
             return foreign(format!("belongs to another origin ({})", meta.origin_name));
@@ -156,7 +158,7 @@ impl Place {
     }
 
     /// Says so if a sync has failed and nobody has said yet what is to be done.
-    fn check_syncs(&self, mut meta: Meta, options: &CacheOptions) -> Result<Meta> {
+    pub(super) fn check_syncs(&self, mut meta: Meta, options: &CacheOptions) -> Result<Meta> {
         if !self.has_sync_failed(&meta)? {
             return Ok(meta);
         }
@@ -183,7 +185,10 @@ impl Place {
 
     /// Where the live map of the store is. There is `data`.
     pub(super) fn live(&self, meta: &Meta) -> Result<LivePlace> {
-        let numbers = self.directory.file_numbers(DATA);
+        let numbers = match self.data_elsewhere {
+            Some(numbers) => Ok(numbers),
+            None => self.directory.file_numbers(DATA),
+        };
         let numbers = numbers.context_io(|| format!("cannot examine `{DATA}` in {}", self.name))?;
         Ok(LivePlace::new(&self.run_directory, meta.store, numbers))
     }
@@ -233,6 +238,21 @@ impl Place {
 
     /// Makes an empty cache. Until it is opened `meta` says that there is nothing in it.
     fn make(&self, data: &dyn StoreFile, begun: Meta, options: &CacheOptions) -> Result<Meta> {
+        let len_bytes = data_bytes(options.size_bytes);
+        self.make_files(begun, options, || {
+            data.set_len(0)?;
+            data.set_len(len_bytes)?;
+            data.sync_data()
+        })
+    }
+
+    /// The same, with whatever is to be done about `data`.
+    pub(super) fn make_files(
+        &self,
+        begun: Meta,
+        options: &CacheOptions,
+        make_data: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Meta> {
         let meta = Meta {
             persistent: options.persistent,
             identity: options.identity,
@@ -248,9 +268,7 @@ impl Place {
             } else {
                 self.directory.remove(MAP)?;
             }
-            data.set_len(0)?;
-            data.set_len(data_bytes(meta.size_bytes))?;
-            data.sync_data()?;
+            make_data()?;
             self.directory.sync()
         };
         make().context_io(|| format!("cannot make the cache in {}", self.name))?;

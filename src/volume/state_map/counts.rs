@@ -1,7 +1,7 @@
 //! How much is present, dirty and on its way.
 
 // Not the model checker's: nothing is decided by these.
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crossbeam::utils::CachePadded;
 use serde::{Deserialize, Serialize};
@@ -95,6 +95,18 @@ impl StateMap {
                 heat
             })
             .collect()
+    }
+
+    /// Whether all of these blocks are present and nobody has written them here: whoever asks this after
+    /// having read them has read what the origin has.
+    pub fn came_from_origin(&self, blocks: BlockRange) -> bool {
+        // With the turn regions keep their bits.
+        let _turn = self.turn();
+        fence(Ordering::SeqCst);
+        pieces(blocks).all(|piece| {
+            let (counts, unsent) = self.count(piece);
+            counts.present == piece.len() && unsent == 0
+        })
     }
 
     /// Counts the bits of a piece; the second is how many are dirty or on their way.

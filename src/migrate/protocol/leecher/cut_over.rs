@@ -82,6 +82,14 @@ impl CutOver {
         self.record.stage == Stage::Complete && self.recorded
     }
 
+    pub(super) fn is_in_part(&self) -> bool {
+        self.record.stage == Stage::Owner
+    }
+
+    pub(super) fn differs(&self) -> bool {
+        self.step == Step::Differs
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.step == Step::Done
     }

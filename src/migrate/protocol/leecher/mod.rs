@@ -166,6 +166,16 @@ impl Leecher {
         matches!(self.state, State::CutOver(_))
     }
 
+    /// Whether the volume is here, but for bytes that are, or may be, at the seeder alone.
+    pub fn is_in_part(&self) -> bool {
+        matches!(&self.state, State::CutOver(cut_over) if cut_over.is_in_part())
+    }
+
+    /// Whether what was pulled after the volume had moved is not what the seeder has.
+    pub fn differs(&self) -> bool {
+        matches!(&self.state, State::CutOver(cut_over) if cut_over.differs())
+    }
+
     /// Whether everything is here, and durably known to be, so that the volume can be seeded.
     pub fn can_seed(&self) -> bool {
         matches!(&self.state, State::CutOver(cut_over) if cut_over.is_complete())

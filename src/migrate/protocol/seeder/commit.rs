@@ -45,6 +45,7 @@ impl Seeder {
             attempt: current.id,
             to: current.name.clone(),
             released: false,
+            post_copy: current.post_copy,
         })
     }
 

@@ -163,6 +163,11 @@ impl Seeder {
         }
     }
 
+    /// Whether whoever finalizes leaves the bytes for later.
+    pub fn leaves_bytes(&self) -> bool {
+        matches!(&self.phase, Phase::Attempting(attempt) if attempt.post_copy)
+    }
+
     /// Who finalizes, if anybody does.
     pub fn finalizing(&self) -> Option<&str> {
         match &self.phase {

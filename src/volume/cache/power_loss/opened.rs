@@ -93,6 +93,7 @@ fn open_with(
         run_directory: run_directory.clone(),
         boot_id,
         name: "disk".to_owned(),
+        data_elsewhere: None,
     };
     let meta = place.prepare(&disk.file("data"), options)?;
     let started = place.start(Arc::new(disk.file("data")), meta, options)?;

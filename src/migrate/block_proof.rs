@@ -1,0 +1,145 @@
+//! The proof of some blocks of a store (post-copy): those that the new owner has pulled and nobody has
+//! written there.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::protocol::{BlockSet, Proof};
+use crate::AsyncBackend;
+use crate::volume::Priority;
+use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange};
+
+/// So much is read and hashed at a time, in blocks.
+const PIECE_BLOCKS: u64 = 256;
+
+/// So many pieces at once.
+const PIECES_AT_ONCE: usize = 8;
+
+/// Reads the blocks back, and leaves out those that `still` does not hold for when they were read. Gives
+/// the rest, with their proof: it depends on nothing but them and their bytes.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(super) async fn prove(
+    store: &Arc<dyn AsyncBackend>,
+    blocks: &BlockSet,
+    still: impl Fn(BlockIndex) -> bool + Clone + Send + 'static,
+) -> io::Result<(BlockSet, Proof)> {
+    let mut pieces = pieces_of(blocks).enumerate();
+    let mut reading = JoinSet::new();
+    let (mut kept, mut digests) = (BlockSet::new(), Vec::new());
+    loop {
+        if reading.len() < PIECES_AT_ONCE
+            && let Some((at, runs)) = pieces.next()
+        {
+            digests.push(None);
+            let (store, still) = (Arc::clone(store), still.clone());
+            reading.spawn(async move { (at, piece(&*store, &runs, still).await) });
+            continue;
+        }
+        let Some(read) = reading.join_next().await else {
+            break;
+        };
+        let (at, read) = read.map_err(io::Error::other)?;
+        let (of_piece, digest) = read?;
+        if !of_piece.is_empty() {
+            kept.add(&of_piece);
+            digests[at] = Some(digest);
+        }
+    }
+    let mut whole = blake3::Hasher::new();
+    for digest in digests.iter().flatten() {
+        whole.update(digest.as_bytes());
+    }
+    Ok((kept, Proof(*whole.finalize().as_bytes())))
+}
+
+/// The runs by piece, in order.
+fn pieces_of(blocks: &BlockSet) -> impl Iterator<Item = Vec<BlockRange>> + '_ {
+    let parts = blocks.runs().flat_map(|run| {
+        let parts: Vec<_> = run.by_chunk(PIECE_BLOCKS * BLOCK_BYTES).collect();
+        parts.into_iter()
+    });
+    let mut parts = parts.peekable();
+    std::iter::from_fn(move || {
+        let (piece, first) = parts.next()?;
+        let mut runs = vec![first];
+        while let Some((_, next)) = parts.next_if(|(other, _)| *other == piece) {
+            runs.push(next);
+        }
+        Some(runs)
+    })
+}
+
+async fn piece(
+    store: &dyn AsyncBackend,
+    runs: &[BlockRange],
+    still: impl Fn(BlockIndex) -> bool,
+) -> io::Result<(BlockSet, blake3::Hash)> {
+    let (mut kept, mut hasher) = (BlockSet::new(), blake3::Hasher::new());
+    for run in runs {
+        let (offset, len) = (run.start().0, run.len() * BLOCK_BYTES);
+        let mut bytes = vec![0; len as usize];
+        let within = store.size().saturating_sub(offset).min(len) as usize;
+        let read = store.read_at(&mut bytes[..within], offset, Priority::Pull);
+        let filled = read.await?.min(within);
+        bytes[filled..].fill(0);
+        let numbers = (run.first.0..run.end.0).map(BlockIndex);
+        for (block, bytes) in numbers.zip(bytes.chunks(BLOCK_BYTES as usize)) {
+            if still(block) {
+                kept.insert(BlockRange::of(block));
+                hasher.update(&block.0.to_le_bytes());
+                hasher.update(bytes);
+            }
+        }
+    }
+    Ok((kept, hasher.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{OpenOptions, open};
+
+    async fn store(bytes: &[u8]) -> Arc<dyn AsyncBackend> {
+        let store = open("mem:8MiB", &OpenOptions::default()).expect("opened");
+        let store = store.as_async();
+        let written = store.write_at(bytes, 0, false, Priority::Pull).await;
+        written.expect("written");
+        store
+    }
+
+    #[tokio::test]
+    async fn stores_that_differ_in_a_block_that_counts_have_other_proofs() {
+        let mut bytes: Vec<u8> = (0..8 << 20).map(|at: u32| (at / 4096) as u8).collect();
+        let one = store(&bytes).await;
+        bytes[5000 * 1000] ^= 1;
+        let other = store(&bytes).await;
+        let changed = BlockIndex(5000 * 1000 / BLOCK_BYTES);
+        let mut asked = BlockSet::of(BlockRange::new(3, 700));
+        asked.insert(BlockRange::new(1000, 1600));
+        let all = |_| true;
+        let (kept, proof) = prove(&one, &asked, all).await.expect("read");
+        assert_eq!(kept, asked);
+        let (_, differs) = prove(&other, &asked, all).await.expect("read");
+        assert_ne!(proof, differs);
+        // Written there meanwhile: it does not count, and the other end is not asked for it.
+        let (kept, proof) = prove(&other, &asked, move |block| block != changed)
+            .await
+            .expect("read");
+        assert!(!kept.contains(changed) && kept.len() == asked.len() - 1);
+        let (_, same) = prove(&one, &kept, all).await.expect("read");
+        assert_eq!(proof, same);
+    }
+
+    #[tokio::test]
+    async fn the_same_bytes_elsewhere_are_no_proof() {
+        let store = store(&[1; 1 << 20]).await;
+        let all = |_| true;
+        let first = prove(&store, &BlockSet::of(BlockRange::new(0, 4)), all).await;
+        let second = prove(&store, &BlockSet::of(BlockRange::new(4, 8)), all).await;
+        assert_ne!(first.expect("read").1, second.expect("read").1);
+    }
+}
