@@ -11,7 +11,7 @@ use blockferry::migrate::protocol::{Finalize, Mode};
 use blockferry::migrate::{Arrived, LeechOptions, LeechStore, Migrator, SeedOptions, SourceStatus};
 use blockferry::mount::direct;
 use blockferry::net::{Compression, Server};
-use blockferry::ops::{self, Name, Place, control};
+use blockferry::ops::{self, MountRecord, Name, Place, control};
 use blockferry::wire::Ticket;
 use blockferry::{Context, Error, ErrorKind, Result};
 use clap::ValueEnum;
@@ -25,6 +25,7 @@ use super::managed::parse_rate;
 use super::mounted::Mounted;
 use super::output;
 use super::progress::Progress;
+use super::repeat;
 use super::seed_service::SeedServiceArgs;
 use super::seeded::{Coming, SeededDevice};
 use super::serving::Serving;
@@ -138,6 +139,10 @@ pub(super) struct Args {
 
     #[command(flatten, next_help_heading = "With --listen")]
     service: SeedServiceArgs,
+
+    /// How it was begun before its process died, if it was.
+    #[arg(skip)]
+    record: Option<MountRecord>,
 }
 
 /// Who says when the volume moves.
@@ -189,6 +194,18 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Args {
+    /// The same again, under this name, and with this ticket if there is one.
+    pub(super) fn again(
+        mut self,
+        name: Name,
+        ticket: Option<String>,
+        record: &MountRecord,
+    ) -> Result<(), Failure> {
+        (self.name, self.record) = (Some(name), Some(record.clone()));
+        self.ticket = ticket.or(self.ticket);
+        run(&self)
+    }
+
     fn leech(
         &self,
         runtime: &Runtime,
@@ -199,6 +216,11 @@ impl Args {
         let _guard = runtime.enter();
         let mut signals = Signals::catch()?;
         let claim = place.claim;
+        let record = match &self.record {
+            Some(record) => record.clone(),
+            None => repeat::record(self.ticket.as_deref(), ticket.url())?,
+        };
+        record.save_of_migration(claim.directory())?;
         let (kind, options) = self.device.choose(&claim)?;
         let running = Arc::default();
         // What keeps it from being seeded on is to be known before it is here.

@@ -128,13 +128,17 @@ impl Verb {
     }
 }
 
-/// The arguments of the program as those of a `mount`.
-fn parse_mount(arguments: &[String]) -> Result<mount::Args, String> {
+/// The arguments of the program as its verb.
+fn parse_verb(arguments: &[String]) -> Result<Verb, String> {
     let program = std::iter::once("blockferry");
     let cli = Cli::try_parse_from(program.chain(arguments.iter().map(String::as_str)));
-    match cli.map(|cli| cli.verb) {
-        Ok(Verb::Mount(args)) => Ok(args),
-        Ok(_) => Err("it is no `mount` command".to_owned()),
-        Err(error) => Err(error.to_string()),
+    cli.map(|cli| cli.verb).map_err(|error| error.to_string())
+}
+
+/// The same of a `mount`.
+fn parse_mount(arguments: &[String]) -> Result<mount::Args, String> {
+    match parse_verb(arguments)? {
+        Verb::Mount(args) => Ok(args),
+        _ => Err("it is no `mount` command".to_owned()),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blockferry::backend::{self, OpenOptions};
 use blockferry::device;
 use blockferry::migrate::Migrator;
-use blockferry::ops::{self, Claim, Name, Running, control};
+use blockferry::ops::{self, Claim, MountRecord, Name, Running, control};
 use blockferry::{Context, Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
 
@@ -14,6 +14,7 @@ use super::block_size;
 use super::device_choice::DeviceArgs;
 use super::failure::Failure;
 use super::output;
+use super::repeat;
 use super::seed_service::SeedServiceArgs;
 use super::seeded::{SeededDevice, answers};
 use super::signals::Signals;
@@ -54,6 +55,10 @@ pub(super) struct Args {
 
     #[command(flatten)]
     service: SeedServiceArgs,
+
+    /// How it was begun before its process died, if it was.
+    #[arg(skip)]
+    record: Option<MountRecord>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -77,9 +82,20 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 impl Args {
+    /// The same again, under this name.
+    pub(super) fn again(mut self, name: Name, record: &MountRecord) -> Result<(), Failure> {
+        (self.name, self.record) = (Some(name), Some(record.clone()));
+        run(&self)
+    }
+
     fn seed(&self, runtime: &Runtime, claim: Claim) -> Result<()> {
         let _guard = runtime.enter();
         let signals = Signals::catch()?;
+        let record = match &self.record {
+            Some(record) => record.clone(),
+            None => repeat::record(Some(&self.resource), backend::canonical(&self.resource))?,
+        };
+        record.save_of_migration(claim.directory())?;
         let options = OpenOptions {
             block_bytes: self.block_size,
             migrates: true,

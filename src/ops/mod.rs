@@ -4,6 +4,7 @@
 //! RUN/NAME/lock          held (F_OFD_SETLK) by the living process: this tells alive from dead
 //! RUN/NAME/device.json   how to remove the device, written as soon as there is one
 //! RUN/NAME/mount.json    how to repeat the mount, where the device can be taken over
+//! RUN/NAME/migration.json  how to repeat a seed or a leech
 //! RUN/NAME/store.json    the local store of a managed mount
 //! RUN/NAME/client.json   who we are to the server of a remote volume, likewise
 //! RUN/NAME/state.json    what runs here, written when the device is ready
@@ -30,7 +31,7 @@ pub use claim::Claim;
 pub use control::{Answers, Command, Control, MAP_PARTS_MAX, Order};
 pub use directory::run_directory;
 pub use holders::{Holder, How, holders, in_use};
-pub use migration::{abort, finalize};
+pub use migration::{abort, clean_dead_migration, dead_migration, finalize};
 pub use mount_record::MountRecord;
 pub use name::Name;
 pub use recovery::{Place, place, refuse_left_over, take_left_over};

@@ -1,6 +1,7 @@
 //! What has to be known of a mount to repeat it after its process has died.
 
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,9 @@ use crate::volume::FileMark;
 use crate::{Context, Result};
 
 const FILE: &str = "mount.json";
+
+/// The same of a `seed` or a `leech`, whose device ends with its process.
+const MIGRATION_FILE: &str = "migration.json";
 
 /// What has to be known of a mount to repeat it after its process has died. No secret is in it. It is
 /// there for mounts alone whose device can be taken over.
@@ -37,6 +41,29 @@ impl MountRecord {
     pub fn save(&self, run_directory: &Path) -> Result<()> {
         let path = run_directory.join(FILE);
         write_whole(&path, self).context_io(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The same for a `seed` or a `leech`: its device cannot be taken over, but the command be given again.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_of_migration(&self, run_directory: &Path) -> Result<()> {
+        let path = run_directory.join(MIGRATION_FILE);
+        write_whole(&path, self).context_io(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads what [`save_of_migration`](Self::save_of_migration) wrote; `None` where there is none.
+    pub(super) fn load_of_migration(run_directory: &Path) -> Result<Option<Self>> {
+        read_whole(&run_directory.join(MIGRATION_FILE))
+    }
+
+    /// Whatever runs there next is none, unless it says so.
+    pub(super) fn forget_migration(run_directory: &Path) -> Result<()> {
+        let path = run_directory.join(MIGRATION_FILE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.context_io(|| format!("cannot remove {}", path.display())),
+        }
     }
 
     /// Reads the record from a device's run-time directory; `None` where there is none.

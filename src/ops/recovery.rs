@@ -175,6 +175,7 @@ fn in_the_way(found: &Name, resource: &str) -> Error {
 impl Place {
     fn at(claim: Claim, left_over: Option<DeviceRecord>) -> Result<Self> {
         control::remove_socket(claim.directory())?;
+        MountRecord::forget_migration(claim.directory())?;
         Ok(Self { claim, left_over })
     }
 }

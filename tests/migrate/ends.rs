@@ -229,6 +229,11 @@ impl World {
         ]
     }
 
+    /// Goes on with what was killed under that name.
+    pub(crate) fn recover(&self, name: &str) -> End {
+        self.begin(&["recover", name, "-v"], &format!("{name}-again.log"))
+    }
+
     /// Mounts a file, under the name `disk`.
     pub(crate) fn mount(&self, file: &str) -> End {
         let url = self.url(file);
@@ -280,6 +285,13 @@ impl End {
         self.device = PathBuf::from(self.line());
         assert!(self.device.exists(), "{:?}: {}", self.device, self.log());
         self.second = self.line();
+        self
+    }
+
+    /// Waits for the first line alone: of what came before nobody knows the downtime.
+    pub(crate) fn wait_until_here(mut self) -> Self {
+        self.device = PathBuf::from(self.line());
+        assert!(self.device.exists(), "{:?}: {}", self.device, self.log());
         self
     }
 

@@ -178,6 +178,59 @@ fn a_seeder_that_is_killed_when_it_is_released_knows_that_it_is() {
 }
 
 #[test]
+fn whoever_is_killed_goes_on_by_his_name_with_one_owner() {
+    let Some(world) = World::new() else { return };
+    // From now on its port is known, and stays.
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    world.succeeds(&["stop", "seeder"]);
+    assert_eq!(seeder.ended(), Some(0));
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let mut leecher = world.leech(&world.url("b.img"), &["--finalize", "manual"]);
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    world.until_rounds(1);
+    leecher.crash();
+    seeder.crash();
+    let written = writer.failed();
+
+    let seeder = world.recover("seeder").wait_until_ready();
+    assert!(
+        seeder.log().contains("has not moved away"),
+        "{}",
+        seeder.log()
+    );
+    written.is_on(&seeder.device);
+    let writer = Writer::start(&seeder.device, 2, written);
+    let leecher = world.recover("leecher");
+    world.until_rounds(1);
+    world.succeeds(&["finalize", "leecher"]);
+    let mut leecher = leecher.wait_until_ready();
+    let written = writer.failed();
+    until("the seeder is released", || {
+        leecher.log().contains("the seeder is released")
+    });
+    drop(seeder);
+    leecher.crash();
+
+    let leecher = world.recover("leecher").wait_until_here();
+    assert!(
+        leecher.log().contains("goes on without its seeder"),
+        "{}",
+        leecher.log()
+    );
+    written.is_on(&leecher.device);
+    let volume = world.url("a.img");
+    let again = [
+        "seed",
+        &volume,
+        "--device",
+        "fuse",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    world.fails(&again, &["has moved to host-b (epoch 1)"]);
+}
+
+#[test]
 fn a_hold_that_takes_too_long_ends_and_the_next_one_may_do() {
     let Some(world) = World::new() else { return };
     let once = format!(

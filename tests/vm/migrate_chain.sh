@@ -44,7 +44,7 @@ busy() {
 
 synced_more() { [ "$(wc -l <"$work/synced")" -gt "$1" ]; }
 
-truncate -s 64M "$work/a.img"
+truncate -s 32M "$work/a.img"
 mkfs.ext4 -q "$work/a.img"
 touch "$work/synced"
 service host0

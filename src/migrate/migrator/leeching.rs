@@ -183,6 +183,9 @@ impl Migrator {
             }
             Err(error) => return Err(store.explained(error)),
         };
+        if store.has_arrived() {
+            tracing::warn!("{store} has the volume by its record: there is nothing to pull");
+        }
         let store = store.open(&remote.geometry())?;
         let here = self.here(store, &options)?;
         let (started, device) = mpsc::channel(1);

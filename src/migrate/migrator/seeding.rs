@@ -206,7 +206,15 @@ impl Seeding {
 
 /// Whether the volume is here; if not, it has moved away.
 fn is_here(resource: &Resource, records: &RecordKeeper) -> Result<bool> {
-    match (records.records().standing(), &resource.kind) {
+    let standing = records.records().standing();
+    if let Standing::Owner(epoch) = &standing {
+        let url = &resource.url;
+        tracing::info!(
+            epoch = epoch.0,
+            "{url} is the volume: it has not moved away"
+        );
+    }
+    match (standing, &resource.kind) {
         (Standing::Owner(_), _) => Ok(true),
         // Its new owner has nothing to ask any more.
         (Standing::Moved(record), Kind::File(file)) if record.released => {
