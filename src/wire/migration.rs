@@ -314,6 +314,10 @@ pub fn set_bytes_max(blocks: u64) -> u64 {
 
 /// A set of blocks as it travels, its length before it.
 pub fn encode_set(blocks: &RoaringTreemap) -> Vec<u8> {
+    // Of what was put together run by run a part may be kept as many short runs, which is longer than
+    // any other way.
+    let mut blocks = blocks.clone();
+    blocks.optimize();
     let len = blocks.serialized_size();
     let mut bytes = Vec::with_capacity(SET_PREFIX_BYTES + len);
     bytes.extend_from_slice(&(len as u64).to_le_bytes());

@@ -187,6 +187,12 @@ fn the_worst_set_of_a_volume_is_within_its_limit_and_a_longer_one_is_refused() {
         let scattered: RoaringTreemap = (0..blocks).step_by(2).collect();
         let len = encode_set(&scattered).len() as u64 - 8;
         assert!(len <= set_bytes_max(blocks), "{blocks}: {len}");
+        let mut run_by_run = RoaringTreemap::new();
+        for block in (0..blocks).step_by(4) {
+            run_by_run.insert_range(block..blocks.min(block + 3));
+        }
+        let len = encode_set(&run_by_run).len() as u64 - 8;
+        assert!(len <= set_bytes_max(blocks), "{blocks}, run by run: {len}");
         let above = (set_bytes_max(blocks) + 1).to_le_bytes();
         assert_eq!(set_bytes(above, blocks), Err(WireError::Length));
     }
