@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chain;
+mod cut_link;
 mod ends;
 mod failures;
 mod library;

@@ -35,6 +35,10 @@ impl SlowLink {
         self.slow.cut();
     }
 
+    pub(crate) fn mend(&self) {
+        self.slow.mend();
+    }
+
     /// As fast as it goes from here on, until what this gives is dropped.
     #[must_use]
     pub(crate) fn fast(self) -> Relay {
