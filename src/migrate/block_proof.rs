@@ -10,6 +10,7 @@ use super::protocol::{BlockSet, Proof};
 use crate::AsyncBackend;
 use crate::volume::Priority;
 use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange};
+use crate::wire::segment::is_zero;
 
 /// So much is read and hashed at a time, in blocks.
 const PIECE_BLOCKS: u64 = 256;
@@ -17,7 +18,7 @@ const PIECE_BLOCKS: u64 = 256;
 /// So many pieces at once.
 const PIECES_AT_ONCE: usize = 8;
 
-/// Reads the blocks back, and leaves out those that `still` does not hold for when they were read. Gives
+/// Reads the blocks back, and leaves out those that `still` does not hold for after they were read. Gives
 /// the rest, with their proof: it depends on nothing but them and their bytes.
 ///
 /// # Errors
@@ -25,7 +26,7 @@ const PIECES_AT_ONCE: usize = 8;
 pub(super) async fn prove(
     store: &Arc<dyn AsyncBackend>,
     blocks: &BlockSet,
-    still: impl Fn(BlockIndex) -> bool + Clone + Send + 'static,
+    still: impl Fn(BlockRange) -> bool + Clone + Send + 'static,
 ) -> io::Result<(BlockSet, Proof)> {
     let mut pieces = pieces_of(blocks).enumerate();
     let mut reading = JoinSet::new();
@@ -76,7 +77,7 @@ fn pieces_of(blocks: &BlockSet) -> impl Iterator<Item = Vec<BlockRange>> + '_ {
 async fn piece(
     store: &dyn AsyncBackend,
     runs: &[BlockRange],
-    still: impl Fn(BlockIndex) -> bool,
+    still: impl Fn(BlockRange) -> bool,
 ) -> io::Result<(BlockSet, blake3::Hash)> {
     let (mut kept, mut hasher) = (BlockSet::new(), blake3::Hasher::new());
     for run in runs {
@@ -86,16 +87,36 @@ async fn piece(
         let read = store.read_at(&mut bytes[..within], offset, Priority::Pull);
         let filled = read.await?.min(within);
         bytes[filled..].fill(0);
-        let numbers = (run.first.0..run.end.0).map(BlockIndex);
-        for (block, bytes) in numbers.zip(bytes.chunks(BLOCK_BYTES as usize)) {
-            if still(block) {
-                kept.insert(BlockRange::of(block));
-                hasher.update(&block.0.to_le_bytes());
-                hasher.update(bytes);
-            }
+        for part in those_still(*run, &still) {
+            let from = ((part.first.0 - run.first.0) * BLOCK_BYTES) as usize;
+            let bytes = &bytes[from..from + (part.len() * BLOCK_BYTES) as usize];
+            hasher.update(&part.first.0.to_le_bytes());
+            hasher.update(&part.end.0.to_le_bytes());
+            // Zeros are zeros at the other end as well, or the digest is another one.
+            match is_zero(bytes) {
+                true => hasher.update(&[0]),
+                false => hasher.update(&[1]).update(bytes),
+            };
+            kept.insert(part);
         }
     }
     Ok((kept, hasher.finalize()))
+}
+
+/// The parts of a run for which it holds.
+pub(super) fn those_still(run: BlockRange, still: &impl Fn(BlockRange) -> bool) -> Vec<BlockRange> {
+    if still(run) {
+        return vec![run];
+    }
+    let blocks = (run.first.0..run.end.0).map(|block| BlockRange::of(BlockIndex(block)));
+    let mut parts: Vec<BlockRange> = Vec::new();
+    for block in blocks.filter(|block| still(*block)) {
+        match parts.last_mut() {
+            Some(last) if last.end == block.first => last.end = block.end,
+            _ => parts.push(block),
+        }
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -120,15 +141,17 @@ mod tests {
         let changed = BlockIndex(5000 * 1000 / BLOCK_BYTES);
         let mut asked = BlockSet::of(BlockRange::new(3, 700));
         asked.insert(BlockRange::new(1000, 1600));
-        let all = |_| true;
+        let all = |_: BlockRange| true;
         let (kept, proof) = prove(&one, &asked, all).await.expect("read");
         assert_eq!(kept, asked);
         let (_, differs) = prove(&other, &asked, all).await.expect("read");
         assert_ne!(proof, differs);
         // Written there meanwhile: it does not count, and the other end is not asked for it.
-        let (kept, proof) = prove(&other, &asked, move |block| block != changed)
-            .await
-            .expect("read");
+        let (kept, proof) = prove(&other, &asked, move |blocks: BlockRange| {
+            changed < blocks.first || changed >= blocks.end
+        })
+        .await
+        .expect("read");
         assert!(!kept.contains(changed) && kept.len() == asked.len() - 1);
         let (_, same) = prove(&one, &kept, all).await.expect("read");
         assert_eq!(proof, same);
@@ -137,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn the_same_bytes_elsewhere_are_no_proof() {
         let store = store(&[1; 1 << 20]).await;
-        let all = |_| true;
+        let all = |_: BlockRange| true;
         let first = prove(&store, &BlockSet::of(BlockRange::new(0, 4)), all).await;
         let second = prove(&store, &BlockSet::of(BlockRange::new(4, 8)), all).await;
         assert_ne!(first.expect("read").1, second.expect("read").1);

@@ -214,10 +214,15 @@ fn rest_of(
         (Some(rest), None) => rest.forget()?,
         (None, None) if parts.config.mode == Mode::PreCopy => {}
         (None, _) => {
-            let what = format!(
-                "{} has no place to note which bytes are at the seeder: post-copy is for files",
-                parts.store.url
-            );
+            let store = &parts.store.url;
+            let what = match &parts.rest {
+                Some(_) => format!(
+                    "{store} has no place to note which bytes are at the seeder: post-copy is for files"
+                ),
+                None => {
+                    format!("{store}: bytes are at the seeder, and nobody says where live maps are")
+                }
+            };
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
     }

@@ -248,16 +248,19 @@ impl Rest {
     pub(super) async fn secure(&self) -> Result<(BlockSet, Proof), String> {
         let mount = self.mount().await.ok_or("it does not run")?;
         mount.checkpoint().await.map_err(|error| error.chain())?;
-        let end = self.store.geometry.resource_bytes() / BLOCK_BYTES;
+        let all = BlockRange::new(0, self.store.geometry.resource_bytes() / BLOCK_BYTES);
         let looking = Arc::clone(&mount);
         let clean = spawn_blocking(move || {
-            let blocks = (0..end).map(BlockIndex);
-            blocks
-                .filter(|block| looking.is_clean(BlockRange::of(*block)))
-                .collect::<BlockSet>()
+            let mut clean = BlockSet::new();
+            for (_, part) in all.by_chunk(CHUNK_BYTES_DEFAULT) {
+                for part in block_proof::those_still(part, &|blocks| looking.is_clean(blocks)) {
+                    clean.insert(part);
+                }
+            }
+            clean
         });
         let clean = clean.await.map_err(|panic| panic.to_string())?;
-        let still = move |block| mount.is_clean(BlockRange::of(block));
+        let still = move |blocks| mount.is_clean(blocks);
         let proved = block_proof::prove(&self.store.as_async(), &clean, still).await;
         proved.map_err(|error: io::Error| error.to_string())
     }

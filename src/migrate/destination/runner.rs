@@ -73,6 +73,8 @@ pub(super) struct Runner {
     outgoing: Option<mpsc::Sender<Outgoing>>,
     link: AbortHandle,
     pulling: Option<Pulling>,
+    /// Makes what has come durable.
+    flushing: Option<AbortHandle>,
     /// Counts pulls: what one that was stopped has to say comes too late.
     pulls: u64,
     /// In which session what was pulled counts. In another one, and after proofs that differed, everything is
@@ -132,6 +134,7 @@ impl Runner {
             outgoing: None,
             link: linking.abort_handle(),
             pulling: None,
+            flushing: None,
             pulls: 0,
             session: None,
             compare: true,
@@ -156,7 +159,10 @@ impl Runner {
                     self.handle(event).await;
                 }
                 timer = self.timers.next() => self.handle(LeecherEvent::Timer(timer)).await,
-                _ = progress.tick() => self.show_progress(),
+                _ = progress.tick() => {
+                    self.show_progress();
+                    self.keep_flushed();
+                }
                 else => return,
             }
         }
@@ -257,6 +263,27 @@ impl Runner {
             status.rest = rest;
             changed
         });
+    }
+
+    /// Where a round may be left for the cut-over at any time, little of it may be left to make durable then.
+    fn keep_flushed(&mut self) {
+        let may_be_left = self.machine.may_leave_a_round() && self.pulling.is_some();
+        if !may_be_left
+            || self
+                .flushing
+                .as_ref()
+                .is_some_and(|task| !task.is_finished())
+        {
+            return;
+        }
+        let store = Arc::clone(&self.store);
+        let flushing = tokio::spawn(async move {
+            if let Err(error) = store.flush().await {
+                // The flush at the end of the round says so.
+                tracing::debug!(%error, "cannot flush");
+            }
+        });
+        self.flushing = Some(flushing.abort_handle());
     }
 
     fn rest_status(&self) -> Option<RestStatus> {

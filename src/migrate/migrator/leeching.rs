@@ -247,6 +247,9 @@ impl Migrator {
     /// What its record says is here, without a seeder.
     async fn go_on(&self, store: &LeechStore, options: &LeechOptions) -> Result<Leeching> {
         let here = self.here(store.open_as_it_is()?, options)?;
+        if let Some(live_maps) = &options.live_maps {
+            forget_map(&here.store, live_maps)?;
+        }
         let (started, device) = mpsc::channel(1);
         let (_, endings) = mpsc::channel(ENDINGS_MAX);
         let (kind, device_options) = (self.device, self.options.clone());

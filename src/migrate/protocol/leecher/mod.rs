@@ -166,6 +166,11 @@ impl Leecher {
         matches!(self.state, State::CutOver(_))
     }
 
+    /// Whether a round may be left half pulled for the cut-over.
+    pub fn may_leave_a_round(&self) -> bool {
+        self.config.mode == Mode::Hybrid
+    }
+
     /// Whether the volume is here, but for bytes that are, or may be, at the seeder alone.
     pub fn is_in_part(&self) -> bool {
         matches!(&self.state, State::CutOver(cut_over) if cut_over.is_in_part())
