@@ -61,6 +61,13 @@ impl RecordKeeper {
         kept.map(|kept| kept.records.clone()).unwrap_or_default()
     }
 
+    /// Whether it is a volume that was seeded from here and has never moved.
+    pub fn is_first_owner(&self) -> bool {
+        let kept = self.kept();
+        kept.as_ref()
+            .is_some_and(|kept| kept.records == Records::default())
+    }
+
     /// Which volume it is; from the first time on it stays that one.
     ///
     /// # Errors

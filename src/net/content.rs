@@ -26,6 +26,8 @@ pub enum Content {
     /// By the file: device, inode and size, and after a clean end of the server that nobody has
     /// written it since.
     File(Arc<FileStore>),
+    /// Its identity is known, and kept by whoever serves it.
+    Known([u8; 16]),
 }
 
 /// What is kept of a content.
@@ -46,6 +48,7 @@ enum Mark {
     Instance([u8; 16]),
     Name,
     File(FileMark),
+    Known([u8; 16]),
 }
 
 /// The content of a volume that is being served.
@@ -95,7 +98,10 @@ impl ServedContent {
         name: &VolumeName,
     ) -> Result<Found> {
         let now = Kept {
-            identity: random()?,
+            identity: match &source {
+                Content::Known(identity) => *identity,
+                Content::Instance | Content::Name | Content::File(_) => random()?,
+            },
             generation: 0,
             len_bytes,
             mark: source.mark(instance)?,
@@ -203,7 +209,7 @@ impl ServedContent {
                 let marked = marked.and_then(|marked| marked);
                 Mark::File(marked.context_io(|| "the file cannot be made durable")?)
             }
-            Content::Instance | Content::Name => state.kept.mark.clone(),
+            Content::Instance | Content::Name | Content::Known(_) => state.kept.mark.clone(),
         };
         self.keep(Kept {
             mark,
@@ -219,6 +225,7 @@ impl Content {
         Ok(match self {
             Self::Instance => Mark::Instance(instance),
             Self::Name => Mark::Name,
+            Self::Known(identity) => Mark::Known(*identity),
             Self::File(file) => Mark::File(
                 file.mark()
                     .context_io(|| format!("cannot examine {}", file.path().display()))?,

@@ -49,3 +49,59 @@ fn a_store_of_another_volume_is_refused_by_name() {
         &["another volume"],
     );
 }
+
+#[test]
+fn a_volume_that_was_seeded_from_here_is_not_overwritten_by_another_one() {
+    let Some(world) = World::new() else { return };
+    std::fs::copy(world.path("a.img"), world.path("c.img")).expect("copied");
+    let seeder = world.seed("c.img", &[]).wait_until_ready();
+    world.succeeds(&["stop", "seeder"]);
+    drop(seeder);
+    let before = std::fs::read(world.path("c.img.blockferry")).expect("a record");
+    let _seeder = world.seed("a.img", &[]).wait_until_ready();
+    let ticket = format!("@{}", world.path("ticket").display());
+    let store = world.url("c.img");
+    world.fails(
+        &["leech", &ticket, "--store", &store, "--device", "fuse"],
+        &["it would be lost", "another store"],
+    );
+    let after = std::fs::read(world.path("c.img.blockferry")).expect("a record");
+    assert_eq!(before, after);
+}
+
+/// Another image under the same ticket: whoever goes on with the first one does not take it for that.
+fn another_volume_is_not_taken_for_it(mode: &str, stage: impl FnOnce(&World)) {
+    let Some(world) = World::new() else { return };
+    std::fs::write(world.path("c.img"), vec![7; SIZE as usize]).expect("written");
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let _link = world.put_link_before(2_000_000);
+    let store = world.url("b.img");
+    let mut leecher = world.leech(&store, &["--mode", mode]).wait_until_here();
+    stage(&world);
+    leecher.crash();
+    seeder.crash();
+    let _ = world.command(&["stop", "seeder", "--force"]).output();
+    let _ = world.command(&["stop", "leecher", "--force"]).output();
+    let record = std::fs::read(world.path("b.img.blockferry")).expect("a record");
+    let _other = world.seed("c.img", &[]).wait_until_ready();
+    let ticket = format!("@{}", world.path("ticket").display());
+    world.fails(
+        &["leech", &ticket, "--store", &store, "--device", "fuse"],
+        &["has another volume than the one of this ticket"],
+    );
+    let after = std::fs::read(world.path("b.img.blockferry")).expect("a record");
+    assert_eq!(record, after, "nothing of it was touched");
+}
+
+#[test]
+fn bytes_that_are_at_the_seeder_are_not_taken_from_another_volume() {
+    another_volume_is_not_taken_for_it("post-copy", |world| {
+        let status = world.status("leecher").expect("JSON");
+        assert_eq!(status["phase"], "pulling the rest");
+    });
+}
+
+#[test]
+fn a_volume_that_is_here_is_not_taken_for_that_of_another_ticket() {
+    another_volume_is_not_taken_for_it("pre-copy", |_| {});
+}

@@ -134,15 +134,18 @@ impl Destination {
             ));
         }
         let records = parts.records.records();
-        let machine = match records == super::protocol::Records::default() {
+        let seeded = || {
+            let what = format!(
+                "{} is a volume that was seeded from here and has not moved away: it would be lost. Leech \
+                 into another store",
+                parts.store.url
+            );
+            Error::new(ErrorKind::Busy, what)
+        };
+        let machine = match records == Records::default() {
+            true if parts.records.is_first_owner() => return Err(seeded()),
             true => Leecher::new(parts.config.clone()),
-            false => Leecher::with_records(parts.config.clone(), &records).ok_or_else(|| {
-                let what = format!(
-                    "{} is a volume that is seeded from here; leech into another store",
-                    parts.store.url
-                );
-                Error::new(ErrorKind::Busy, what)
-            })?,
+            false => Leecher::with_records(parts.config.clone(), &records).ok_or_else(seeded)?,
         };
         let announced = match &parts.part_is_local {
             Some(call) => Some(Arc::new(

@@ -11,7 +11,9 @@ use tokio::task::spawn_blocking;
 use super::{LeechStore, Migrator, SeedOptions, Seeding};
 use crate::backend::Resource;
 use crate::device::{self, Device};
-use crate::migrate::protocol::{Finalize, LeecherConfig, LeecherNotice, MigrationId, Mode};
+use crate::migrate::protocol::{
+    Finalize, LeecherConfig, LeecherNotice, MigrationId, Mode, Standing,
+};
 use crate::migrate::{
     Destination, DestinationParts, DestinationStatus, PartCall, RecordKeeper, RestOptions,
     forget_map,
@@ -172,9 +174,13 @@ impl Migrator {
         mut options: LeechOptions,
     ) -> Result<Leeching> {
         let store = store.clone().for_volume(&ticket.volume);
-        let remote = match Remote::connect(ticket, options.remote()).await {
+        let remote = RemoteOptions {
+            known_identity: store.volume().map(|volume| volume.0),
+            ..options.remote()
+        };
+        let remote = match Remote::connect(ticket, remote).await {
             Ok(remote) => remote,
-            Err(error) if store.has_arrived() => {
+            Err(error) if is_away(&error) && store.has_arrived() => {
                 tracing::warn!(
                     "{}: {store} has the volume by its record, and goes on without its seeder",
                     error.chain()
@@ -247,6 +253,11 @@ impl Migrator {
     /// What its record says is here, without a seeder.
     async fn go_on(&self, store: &LeechStore, options: &LeechOptions) -> Result<Leeching> {
         let here = self.here(store.open_as_it_is()?, options)?;
+        // Until the store was locked somebody else may have had the volume move on.
+        if !matches!(here.records.records().standing(), Standing::Owner(_)) {
+            let what = format!("{store} has been used meanwhile");
+            return Err(store.explained(Error::new(ErrorKind::Busy, what)));
+        }
         if let Some(live_maps) = &options.live_maps {
             forget_map(&here.store, live_maps)?;
         }
@@ -289,6 +300,11 @@ impl Migrator {
             live_maps: options.live_maps.clone(),
         })
     }
+}
+
+/// Whether nobody answers, rather than somebody who refuses.
+fn is_away(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut)
 }
 
 /// Why it is over, if it is.

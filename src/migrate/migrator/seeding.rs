@@ -99,7 +99,7 @@ impl Seeding {
     /// Of a volume whose device there is already, or will be.
     pub(super) fn start(
         resource: Resource,
-        records: RecordKeeper,
+        mut records: RecordKeeper,
         volume: Option<Arc<Volume>>,
         mut server: Server,
         options: SeedOptions,
@@ -111,7 +111,8 @@ impl Seeding {
             block_bytes: Some(resource.geometry.logical_block_bytes()),
             // Only the device here writes it.
             read_only: true,
-            content: content_of(&resource),
+            // A leecher that goes on knows by it that this is the volume that it began with.
+            content: Content::Known(records.volume()?.0),
             instance: resource.instance,
             leechers: Some(to_arrive),
         })?;
@@ -223,13 +224,5 @@ fn is_here(resource: &Resource, records: &RecordKeeper) -> Result<bool> {
         (Standing::Moved(_), _) => Ok(false),
         (_, Kind::File(file)) => records::refuse_elsewhere(file.path()).map(|()| true),
         _ => Ok(true),
-    }
-}
-
-/// How leechers know that it is the same one after a restart.
-fn content_of(resource: &Resource) -> Content {
-    match &resource.kind {
-        Kind::File(file) => Content::File(Arc::clone(file)),
-        Kind::Memory(_) | Kind::Other(_) => Content::Instance,
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::backend::{self, OpenOptions, Resource};
-use crate::migrate::protocol::{Records, Standing};
+use crate::migrate::protocol::{Records, Standing, VolumeId};
 use crate::migrate::records::RecordFile;
 use crate::wire::VolumeName;
 use crate::{Context, Error, ErrorKind, Geometry, Result};
@@ -91,8 +91,25 @@ impl LeechStore {
         })
     }
 
+    /// The volume of which its record says that it is here, or may be: only the seeder of that one can be asked.
+    pub(super) fn volume(&self) -> Option<VolumeId> {
+        let records = self.records()?;
+        match records.standing() {
+            Standing::Owner(_) | Standing::InDoubt(_) | Standing::Completing(_) => {
+                records.leech.map(|record| record.volume)
+            }
+            _ => None,
+        }
+    }
+
     /// What it means that the seeder cannot be reached, by what the store's record says.
     pub(super) fn explained(&self, error: Error) -> Error {
+        if error.kind() == ErrorKind::Replaced {
+            let what = format!(
+                "{self} has another volume than the one of this ticket; leech into another store"
+            );
+            return Error::new(ErrorKind::Foreign, what);
+        }
         let standing = self.records().map(|records| records.standing());
         let meaning = match standing {
             Some(Standing::InDoubt(_)) => {
