@@ -177,11 +177,6 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let what = "tickets and hooks are for a volume that is seeded on: give --listen, too";
         return Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what)));
     }
-    if args.listen.is_some() && !matches!(args.mode, Which::PreCopy) {
-        let what = "what comes by post-copy is not seeded on from the same process: leave --listen out, and \
-                    `blockferry seed` it when all of it is here";
-        return Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what)));
-    }
     let store = args.store.clone().for_volume(&ticket.volume);
     let place = ops::place(args.name.as_ref(), &store.to_string(), &store.canonical())?;
     if place.left_over.is_some() {

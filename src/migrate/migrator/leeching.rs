@@ -461,12 +461,11 @@ impl Arrived {
     /// durably, and then serves whoever has the ticket on `server`, which has no volume yet.
     ///
     /// # Errors
-    /// `Unsupported` unless [`LeechOptions::can_seed`] was said, and where bytes were left at the seeder; and what keeps the server from being
+    /// `Unsupported` unless [`LeechOptions::can_seed`] was said, and what keeps the server from being
     /// started. The device is not touched then.
     pub async fn seed(&self, server: Server, options: SeedOptions) -> Result<Seeding> {
         if !self.here.volume().is_seedable() {
-            let what = "this volume was not leeched to be seeded on, or some of its bytes came after it: seed its \
-                        store when this has ended";
+            let what = "this volume was not leeched to be seeded on";
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
         let mut status = self.status.clone();
