@@ -49,16 +49,26 @@ impl BlockSet {
         self.0.iter().map(BlockIndex)
     }
 
-    /// The blocks as runs, in order.
+    /// The blocks as runs, in order. It takes as long as there are runs, however long these are.
     pub fn runs(&self) -> impl Iterator<Item = BlockRange> + '_ {
-        let mut blocks = self.0.iter().peekable();
+        let parts = self.0.bitmaps().flat_map(|(high, part)| {
+            let base = u64::from(high) << 32;
+            let mut blocks = part.iter();
+            std::iter::from_fn(move || blocks.next_range()).map(move |run| {
+                BlockRange::new(
+                    base + u64::from(*run.start()),
+                    base + u64::from(*run.end()) + 1,
+                )
+            })
+        });
+        // A run goes on behind the end of a part.
+        let mut parts = parts.peekable();
         std::iter::from_fn(move || {
-            let first = blocks.next()?;
-            let mut end = first + 1;
-            while blocks.next_if_eq(&end).is_some() {
-                end += 1;
+            let mut run = parts.next()?;
+            while let Some(more) = parts.next_if(|more| more.first == run.end) {
+                run.end = more.end;
             }
-            Some(BlockRange::new(first, end))
+            Some(run)
         })
     }
 
@@ -114,5 +124,24 @@ mod tests {
         let set = BlockSet::of(BlockRange::new(0, (16 << 40) / BLOCK_BYTES));
         assert_eq!(set.len_bytes(), 16 << 40);
         assert!(set.0.serialized_size() < 1 << 20);
+        let runs: Vec<_> = set.runs().collect();
+        assert_eq!(runs, [BlockRange::new(0, (16 << 40) / BLOCK_BYTES)]);
+    }
+
+    #[test]
+    fn runs_are_the_blocks_and_never_touch_each_other() {
+        let ends = [0, 1, 63, 64, 65_535, 65_536, 65_537, 1 << 20, (1 << 32) - 1];
+        let mut set = BlockSet::new();
+        for end in ends {
+            for len in [1, 2, 70, 66_000] {
+                set = if len == 2 { BlockSet::new() } else { set };
+                set.insert(BlockRange::new(end, end + len));
+                set.insert(BlockRange::new(end + len + 1, end + len + 2));
+                let runs: Vec<_> = set.runs().collect();
+                let blocks: Vec<_> = runs.iter().flat_map(|run| run.iter()).collect();
+                assert_eq!(blocks, set.iter().collect::<Vec<_>>());
+                assert!(runs.is_sorted_by(|one, next| one.end < next.first));
+            }
+        }
     }
 }
