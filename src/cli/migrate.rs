@@ -115,7 +115,7 @@ pub(super) fn facts(status: &MigrationStatus) -> Vec<(&'static str, String)> {
         facts.push(("seeder", away));
     }
     if status.needed == Some(true) {
-        let needed = "the new owner has not everything yet: keep this running";
+        let needed = "the new owner may need what is here: keep this running";
         facts.push(("needed", needed.to_owned()));
     }
     let dirty = status.dirty_bytes_per_s;

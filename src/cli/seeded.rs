@@ -197,11 +197,18 @@ impl SeededDevice {
         let status = self.seeding.as_ref().map(Seeding::status);
         if let Some(status) = status.filter(|status| status.is_needed() && !force) {
             let (to, _) = status.moved_to.unwrap_or_default();
+            let lacks = match status.in_part {
+                true => {
+                    "has not pulled everything from here yet: without this, what it lacks cannot be read there"
+                }
+                false => {
+                    "may not have heard yet that it is there: without this, it may be in use nowhere"
+                }
+            };
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!(
-                    "{to}, which has the volume now, has not pulled everything from here yet: without this, \
-                     what it lacks cannot be read there until `blockferry seed` of the same resource is \
+                    "{to}, which has the volume now, {lacks} until `blockferry seed` of the same resource is \
                      started again. Stop with force if that is meant"
                 ),
             ));

@@ -15,6 +15,7 @@ mod refusals;
 #[allow(dead_code, unreachable_pub)]
 mod relay;
 mod resume;
+mod seeder_ends;
 mod slow_link;
 mod versions;
 mod writer;

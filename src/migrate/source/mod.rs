@@ -85,9 +85,9 @@ pub struct SourceStatus {
 }
 
 impl SourceStatus {
-    /// Whether the new owner still needs bytes that are here.
+    /// Whether the new owner still needs what is here: the word that the volume is its, or bytes of it.
     pub fn is_needed(&self) -> bool {
-        self.in_part && !self.released
+        self.moved_to.is_some() && !self.released
     }
 }
 
