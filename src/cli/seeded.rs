@@ -101,7 +101,8 @@ impl SeededDevice {
                 if now.remove_device {
                     self.remove().await?;
                 }
-                if now.released {
+                // While the hook before the close runs, the application still has the device.
+                if now.released && self.device.is_none() {
                     // It is told so, and then goes.
                     let gone = status.wait_for(|status| status.connected == 0);
                     let _ = tokio::time::timeout(FAREWELL_WAIT, gone).await;

@@ -1,6 +1,11 @@
 //! When the seeder ends, and when it stays.
 
+use std::time::{Duration, Instant};
+
 use super::ends::{World, until};
+
+/// For longer than the new owner may take to go when it has released the seeder.
+const FAREWELL_IS_OVER: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_seeder_is_not_stopped_without_a_word_before_the_new_owner_has_heard_of_it() {
@@ -23,5 +28,28 @@ fn a_seeder_is_not_stopped_without_a_word_before_the_new_owner_has_heard_of_it()
         &["host-b", "may not have heard yet", "`blockferry seed`"],
     );
     world.succeeds(&["stop", "--force", "seeder"]);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+}
+
+#[test]
+fn the_device_stays_as_long_as_the_hook_before_the_close_runs() {
+    let Some(world) = World::new() else { return };
+    let go_on = world.path("go-on");
+    let hook = format!("while ! test -e {}; do sleep 0.1; done", go_on.display());
+    let mut seeder = world
+        .seed("a.img", &["--on-before-close", &hook])
+        .wait_until_ready();
+    let leecher = world.leech(&world.url("b.img"), &[]).wait_until_ready();
+    until("the seeder is released", || {
+        leecher.log().contains("the seeder is released")
+    });
+    let deadline = Instant::now() + FAREWELL_IS_OVER;
+    while Instant::now() < deadline {
+        let ended = seeder.child.try_wait().expect("waited");
+        assert_eq!(ended, None, "the hook runs: {}", seeder.log());
+        assert!(seeder.device.exists(), "the hook runs");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::fs::write(go_on, "").expect("written");
     assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
 }
