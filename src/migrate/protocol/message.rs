@@ -68,6 +68,22 @@ pub enum ToSeeder {
     },
 }
 
+impl ToSeeder {
+    /// Which migration it is of.
+    pub fn migration(&self) -> MigrationId {
+        match self {
+            Self::Leech { migration, .. } | Self::Leave { migration } => *migration,
+            Self::Round { session, .. } => session.migration,
+            Self::Prepare { attempt, .. }
+            | Self::Commit { attempt, .. }
+            | Self::Abort { attempt }
+            | Self::Ask { attempt }
+            | Self::Prove { attempt, .. }
+            | Self::Release { attempt } => attempt.migration(),
+        }
+    }
+}
+
 /// From the seeder.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ToLeecher {

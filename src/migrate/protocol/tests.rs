@@ -146,10 +146,10 @@ fn what_the_hook_did_is_undone_only_after_it_has_ended() {
 }
 
 #[test]
-fn no_more_leechers_than_there_may_be_are_let_in() {
+fn no_more_leechers_are_let_in_than_leave_a_tracker_for_the_proof() {
     let mut seeder = seeder();
-    for number in 0..16 {
-        welcome(&mut seeder, MigrationId([number; 16]), "b");
+    for migration in leechers() {
+        welcome(&mut seeder, migration, "b");
     }
     let migration = MigrationId([16; 16]);
     let name = "one more".to_owned();
@@ -282,5 +282,35 @@ fn a_store_takes_no_other_volume_and_no_older_state_of_its_own() {
         let actions = leecher.handle(LeecherEvent::Message(message));
         let over = LeecherAction::Tell(LeecherNotice::Over(reason));
         assert!(actions.contains(&over), "{actions:?}");
+    }
+}
+
+/// As many as a seeder takes.
+fn leechers() -> Vec<MigrationId> {
+    let count = crate::volume::TRACKERS_MAX as u8 - 1;
+    (0..count).map(|number| MigrationId([number; 16])).collect()
+}
+
+#[test]
+fn a_new_leecher_takes_the_place_of_the_one_that_was_lost_first_and_of_none_that_is_back() {
+    let mut seeder = seeder();
+    for migration in leechers() {
+        welcome(&mut seeder, migration, "one");
+    }
+    let [first, second, third] = [3, 1, 2].map(|number| MigrationId([number; 16]));
+    for migration in [first, second, third] {
+        let _ = seeder.handle(SeederEvent::Disconnected(migration));
+    }
+    welcome(&mut seeder, first, "one");
+    for gone in [second, third] {
+        let migration = MigrationId([0x80 | gone.0[0]; 16]);
+        let name = "another".to_owned();
+        let actions = tell(&mut seeder, ToSeeder::Leech { migration, name });
+        assert!(
+            actions.contains(&SeederAction::EndTracking(gone)),
+            "{actions:?}"
+        );
+        let is_in = |action: &SeederAction| matches!(action, SeederAction::Track(session) if session.migration == migration);
+        assert!(actions.iter().any(is_in), "{actions:?}");
     }
 }

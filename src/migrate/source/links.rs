@@ -90,7 +90,7 @@ impl Links {
         if !self.links.contains_key(&link) {
             return true;
         }
-        let migration = migration_of(message);
+        let migration = message.migration();
         self.away.retain(|(other, _)| *other != migration);
         self.routes.insert(migration, link);
         self.of_link(link).count() <= MIGRATIONS_MAX
@@ -177,18 +177,5 @@ async fn send(
         if sent.is_err() {
             return;
         }
-    }
-}
-
-fn migration_of(message: &ToSeeder) -> MigrationId {
-    match message {
-        ToSeeder::Leech { migration, .. } | ToSeeder::Leave { migration } => *migration,
-        ToSeeder::Round { session, .. } => session.migration,
-        ToSeeder::Prepare { attempt, .. }
-        | ToSeeder::Commit { attempt, .. }
-        | ToSeeder::Abort { attempt }
-        | ToSeeder::Ask { attempt }
-        | ToSeeder::Prove { attempt, .. }
-        | ToSeeder::Release { attempt } => attempt.migration(),
     }
 }

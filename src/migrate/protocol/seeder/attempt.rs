@@ -223,6 +223,10 @@ impl Seeder {
     }
 
     pub(super) fn disconnected(&mut self, migration: MigrationId) {
+        if let Some(session) = self.sessions.get_mut(&migration) {
+            session.lost = Some(self.losses);
+            self.losses += 1;
+        }
         if let Phase::Attempting(current) = &self.phase
             && current.id.migration() == migration
             && !planted(Bug::HoldForEver)

@@ -22,10 +22,11 @@ use session::{Asked, Session};
 use super::planted::{Bug, planted};
 use super::record::{CommitRecord, Records, Standing};
 use super::{AttemptId, BlockSet, Epoch, MigrationId, Reason, SessionId, ToLeecher, ToSeeder};
+use crate::volume::TRACKERS_MAX;
 use std::time::Duration;
 
-/// How many leechers a volume may have.
-const LEECHERS_MAX: usize = 16;
+/// How many leechers a volume may have. Each has a tracker, and the proof has one.
+const LEECHERS_MAX: usize = TRACKERS_MAX - 1;
 
 /// Between two tries to erase a commit record.
 const ERASE_PAUSE: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub struct Seeder {
     epoch: Epoch,
     sessions: BTreeMap<MigrationId, Session>,
     sessions_made: u32,
+    /// How often one has lost its connection.
+    losses: u64,
     phase: Phase,
     actions: Vec<SeederAction>,
 }
@@ -92,6 +95,7 @@ impl Seeder {
             epoch,
             sessions: BTreeMap::new(),
             sessions_made: 0,
+            losses: 0,
             phase,
             actions: Vec::new(),
         })
@@ -185,6 +189,9 @@ impl Seeder {
     }
 
     fn message(&mut self, message: ToSeeder) {
+        if let Some(session) = self.sessions.get_mut(&message.migration()) {
+            session.lost = None;
+        }
         match message {
             ToSeeder::Leech { migration, name } => self.leech(migration, name),
             ToSeeder::Round {
@@ -258,6 +265,10 @@ impl Seeder {
         if let Some(reason) = self.moved_reason() {
             return self.refuse(migration, reason);
         }
+        let is_new = !self.sessions.contains_key(&migration);
+        if is_new && self.sessions.len() >= LEECHERS_MAX {
+            self.leave_who_is_lost();
+        }
         let id = match self.sessions.get(&migration) {
             Some(session) => session.id,
             None if self.sessions.len() >= LEECHERS_MAX => {
@@ -300,6 +311,15 @@ impl Seeder {
         }
         if self.sessions.remove(&migration).is_some() {
             self.act(SeederAction::EndTracking(migration));
+        }
+    }
+
+    /// Keeps nothing any more for who lost its connection longest ago: should it come back, it compares.
+    fn leave_who_is_lost(&mut self) {
+        let sessions = self.sessions.iter();
+        let lost = sessions.filter_map(|(migration, session)| Some((session.lost?, *migration)));
+        if let Some((_, migration)) = lost.min() {
+            self.leave(migration, Reason::Disconnected);
         }
     }
 

@@ -22,6 +22,8 @@ pub(super) struct Session {
     pub(super) collecting: bool,
     /// The answer waits for it.
     asked: bool,
+    /// How many had lost their connection by when this one did, unless it has been heard of since.
+    pub(super) lost: Option<u64>,
 }
 
 /// What becomes of a question for a round.
@@ -46,6 +48,7 @@ impl Session {
             handed: BlockSet::new(),
             collecting: false,
             asked: false,
+            lost: None,
         }
     }
 
