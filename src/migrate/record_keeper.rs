@@ -1,5 +1,6 @@
 //! The records of a resource in use: with a file, or with this process where it is memory.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::protocol::{CommitRecord, LeechRecord, Records, VolumeId};
@@ -13,6 +14,8 @@ use crate::{Error, ErrorKind, Result};
 pub struct RecordKeeper {
     file: Option<RecordFile>,
     kept: Arc<Mutex<Option<Kept>>>,
+    /// A write has failed of which nobody knows whether it counts.
+    in_doubt: Arc<AtomicBool>,
 }
 
 impl RecordKeeper {
@@ -51,6 +54,7 @@ impl RecordKeeper {
         Ok(Self {
             file,
             kept: Arc::new(Mutex::new(kept)),
+            in_doubt: Arc::default(),
         })
     }
 
@@ -129,21 +133,25 @@ impl RecordKeeper {
         self.write(Kept { volume, records })
     }
 
-    /// Writes what was there before a write that failed.
+    /// Has what was there before a write that failed count. Where the write did not get so far that it may
+    /// count itself, that takes nothing, and so no space on a full disk.
     ///
     /// # Errors
     /// What keeps it from being written.
     pub fn restore(&mut self) -> Result<()> {
         let kept = self.kept().clone();
         match kept {
-            Some(kept) => self.write(kept),
-            None => Ok(()),
+            Some(kept) if self.in_doubt.load(Ordering::Relaxed) => self.write(kept),
+            _ => Ok(()),
         }
     }
 
     fn write(&mut self, kept: Kept) -> Result<()> {
         if let Some(file) = &self.file {
-            file.write(&kept)?;
+            file.prepare(&kept)?;
+            self.in_doubt.store(true, Ordering::Relaxed);
+            file.replace()?;
+            self.in_doubt.store(false, Ordering::Relaxed);
         }
         *self.kept() = Some(kept);
         Ok(())
@@ -151,5 +159,71 @@ impl RecordKeeper {
 
     fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{self, OpenOptions};
+    use crate::migrate::protocol::{Epoch, Stage};
+
+    #[test]
+    fn a_write_that_certainly_does_not_count_takes_no_space_to_be_undone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("disk.img");
+        std::fs::write(&path, [0; 4096]).expect("written");
+        let url = format!("file:{}", path.display());
+        let resource = backend::open(&url, &OpenOptions::default()).expect("opened");
+        let mut records = RecordKeeper::of(&resource).expect("none yet");
+        let volume = records.volume().expect("written");
+        let file = RecordFile::beside(&path).expect("found");
+        let before = file.read().expect("readable");
+        // Nothing can be written where the next one is prepared.
+        let in_the_way = directory.path().join("disk.img.blockferry.new");
+        std::fs::create_dir(&in_the_way).expect("made");
+        let record = LeechRecord {
+            volume,
+            epoch: Epoch(1),
+            stage: Stage::Pulling,
+            attempt: None,
+            post_copy: false,
+        };
+        records.write_leech(record.clone()).expect_err("it cannot");
+        records.restore().expect("the one before stands");
+        assert_eq!(file.read().expect("readable"), before);
+
+        std::fs::remove_dir(&in_the_way).expect("removed");
+        records.write_leech(record.clone()).expect("written");
+        let after = file.read().expect("readable").expect("there");
+        assert_eq!(after.records.leech, Some(record));
+    }
+
+    #[test]
+    fn a_write_that_may_count_is_undone_by_another() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("disk.img");
+        std::fs::write(&path, [0; 4096]).expect("written");
+        let url = format!("file:{}", path.display());
+        let resource = backend::open(&url, &OpenOptions::default()).expect("opened");
+        let mut records = RecordKeeper::of(&resource).expect("none yet");
+        let volume = records.volume().expect("written");
+        let file = RecordFile::beside(&path).expect("found");
+        let before = file.read().expect("readable").expect("there");
+        // A directory is in the place of the record: it cannot be replaced.
+        std::fs::remove_file(file.path()).expect("removed");
+        std::fs::create_dir(file.path()).expect("made");
+        let record = LeechRecord {
+            volume,
+            epoch: Epoch(1),
+            stage: Stage::Pulling,
+            attempt: None,
+            post_copy: false,
+        };
+        records.write_leech(record).expect_err("it cannot");
+        records.restore().expect_err("nor can the one before");
+        std::fs::remove_dir(file.path()).expect("removed");
+        records.restore().expect("written");
+        assert_eq!(file.read().expect("readable"), Some(before));
     }
 }

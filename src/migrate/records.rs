@@ -112,27 +112,55 @@ impl RecordFile {
     /// # Errors
     /// What the operating system reports.
     pub fn write(&self, kept: &Kept) -> Result<()> {
-        let cannot = || format!("cannot write {}", self.path.display());
+        self.prepare(kept)?;
+        self.replace()
+    }
+
+    /// Writes what is to replace it, durably. After a failure the one before stands.
+    ///
+    /// # Errors
+    /// What the operating system reports.
+    pub(super) fn prepare(&self, kept: &Kept) -> Result<()> {
         let content = Content {
             format: FORMAT,
             volume: kept.volume,
             moved_away: kept.records.commit.clone(),
             came_here: kept.records.leech.clone(),
         };
-        self.replace(&content).context_io(cannot)
+        let new = self.new_path();
+        let write = || {
+            let mut bytes = serde_json::to_vec_pretty(&content)?;
+            bytes.push(b'\n');
+            let mut file = File::create(&new)?;
+            file.write_all(&bytes)?;
+            file.sync_all()
+        };
+        write().map_err(|error| {
+            // On a full disk it would only be in the way.
+            let _ = fs::remove_file(&new);
+            self.cannot_write(error)
+        })
     }
 
-    fn replace(&self, content: &Content) -> io::Result<()> {
-        let mut beside = self.path.clone().into_os_string();
-        beside.push(".new");
-        let beside = PathBuf::from(beside);
-        let mut file = File::create(&beside)?;
-        serde_json::to_writer_pretty(&mut file, content)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&beside, &self.path)?;
+    /// Has what was prepared take its place. After a failure nobody knows which one is there.
+    ///
+    /// # Errors
+    /// What the operating system reports.
+    pub(super) fn replace(&self) -> Result<()> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
-        File::open(directory)?.sync_all()
+        fs::rename(self.new_path(), &self.path)
+            .and_then(|()| File::open(directory)?.sync_all())
+            .map_err(|error| self.cannot_write(error))
+    }
+
+    fn new_path(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".new");
+        path.into()
+    }
+
+    fn cannot_write(&self, error: io::Error) -> Error {
+        Error::io(format!("cannot write {}", self.path.display()), error)
     }
 }
 

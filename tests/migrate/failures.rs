@@ -285,3 +285,29 @@ fn a_leecher_that_hangs_holds_nobody_for_ever() {
     world.succeeds(&["stop", "seeder"]);
     assert_eq!(seeder.ended(), Some(0));
 }
+
+#[test]
+fn a_seeder_with_no_space_for_its_record_keeps_the_volume_and_goes_on() {
+    let Some(world) = World::new() else { return };
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let leecher = world.leech(&world.url("b.img"), &["--finalize", "manual"]);
+    world.until_rounds(1);
+    // Nothing can be written where the next record is prepared.
+    let in_the_way = world.path("a.img.blockferry.new");
+    std::fs::create_dir(&in_the_way).expect("made");
+    world.succeeds(&["finalize", "leecher"]);
+    until("requests go on", || {
+        seeder.log().contains("requests go on here")
+    });
+    assert!(seeder.log().contains("a store failed"), "{}", seeder.log());
+    writer.until_it_has_written(50);
+    std::fs::remove_dir(&in_the_way).expect("removed");
+    let asked = || world.command(&["finalize", "leecher"]).output();
+    until("it can be told again", || {
+        asked().expect("started").status.success()
+    });
+    let leecher = leecher.wait_until_ready();
+    writer.failed().is_on(&leecher.device);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+}
