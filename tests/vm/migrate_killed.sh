@@ -11,15 +11,14 @@ next_line seeder
 touch "$work/keep"
 load "$device" 96
 
-# None of them can finalize: a hook fails then. So each may be killed anywhere.
+# None of them can finalize: a hook fails then. So each may be killed anywhere, and the next one comes by the same name and store.
 for round in $(seq 12); do
   launch leecher "$BLOCKFERRY" leech "@$work/ticket" --store "file:$work/b.img" --name leecher --host-name b --downtime-target 1000
   sleep "0.$((round * 37 % 90 + 10))"
   crash leecher
-  "$BLOCKFERRY" stop leecher 2>/dev/null || true
   ! gone "${pid_of[fio]}" || break
 done
-[ "$(wc -l <"$work/seeder.log")" -gt 12 ] || fail "the leechers did not come: $(cat "$work/seeder.log")"
+[ "$(grep -c 'client="b"' "$work/seeder.log")" -gt 5 ] || fail "the leechers did not come: $(cat "$work/seeder.log")"
 load_is_whole
 
 rm "$work/keep"
