@@ -3,15 +3,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::protocol::{CommitRecord, LeechRecord, Records, VolumeId};
+use super::protocol::{CommitRecord, LeechRecord, Records, Stage, VolumeId};
 use super::records::{Kept, RecordFile};
 use crate::backend::{Kind, Resource};
-use crate::volume::instance;
+use crate::volume::{FileStore, instance};
 use crate::{Error, ErrorKind, Result};
 
 /// See the module. Who has it holds the resource's lock. Clones keep the same records.
 #[derive(Debug, Clone)]
 pub struct RecordKeeper {
+    /// The file that the records are of.
+    store: Option<Arc<FileStore>>,
     file: Option<RecordFile>,
     kept: Arc<Mutex<Option<Kept>>>,
     /// A write has failed of which nobody knows whether it counts.
@@ -51,7 +53,12 @@ impl RecordKeeper {
             Some(file) => file.read()?,
             None => None,
         };
+        let store = match &resource.kind {
+            Kind::File(store) => Some(Arc::clone(store)),
+            Kind::Memory(_) | Kind::Other(_) => None,
+        };
         Ok(Self {
+            store,
             file,
             kept: Arc::new(Mutex::new(kept)),
             in_doubt: Arc::default(),
@@ -92,8 +99,13 @@ impl RecordKeeper {
     /// makes what was there before count.
     ///
     /// # Errors
-    /// What keeps it from being written.
+    /// `Foreign` where the file was removed, renamed or changed in length, and what keeps it from being
+    /// written.
     pub fn write_commit(&mut self, record: CommitRecord) -> Result<()> {
+        // A record beside another file would be one of that.
+        if !record.released {
+            self.check_in_place()?;
+        }
         let volume = record.volume;
         let records = Records {
             commit: Some(record),
@@ -123,8 +135,13 @@ impl RecordKeeper {
     /// Makes the record of how far the volume has come here durable.
     ///
     /// # Errors
-    /// What keeps it from being written.
+    /// `Foreign` where it has come, and the file was removed, renamed or changed in length; and what keeps
+    /// it from being written.
     pub fn write_leech(&mut self, record: LeechRecord) -> Result<()> {
+        // It says that the volume is in the file.
+        if record.stage != Stage::Pulling {
+            self.check_in_place()?;
+        }
         let volume = record.volume;
         let records = Records {
             leech: Some(record),
@@ -143,6 +160,13 @@ impl RecordKeeper {
         match kept {
             Some(kept) if self.in_doubt.load(Ordering::Relaxed) => self.write(kept),
             _ => Ok(()),
+        }
+    }
+
+    fn check_in_place(&self) -> Result<()> {
+        match &self.store {
+            Some(store) => store.check_in_place(),
+            None => Ok(()),
         }
     }
 
@@ -166,7 +190,7 @@ impl RecordKeeper {
 mod tests {
     use super::*;
     use crate::backend::{self, OpenOptions};
-    use crate::migrate::protocol::{Epoch, Stage};
+    use crate::migrate::protocol::Epoch;
 
     #[test]
     fn a_write_that_certainly_does_not_count_takes_no_space_to_be_undone() {

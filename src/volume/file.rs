@@ -143,6 +143,29 @@ impl FileStore {
         Ok([metadata.dev(), metadata.ino()])
     }
 
+    /// Whether the file is still at its path, and as long as it was when it was opened.
+    ///
+    /// # Errors
+    /// `Foreign`, with what has become of it.
+    pub fn check_in_place(&self) -> Result<()> {
+        let context = || format!("cannot examine {}", self.path.display());
+        let here = self.file.metadata().context_io(context)?;
+        let there = match std::fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            there => Some(there.context_io(context)?),
+        };
+        let what = match there {
+            None => "was removed or renamed while it was in use",
+            Some(there) if (there.dev(), there.ino()) != (here.dev(), here.ino()) => {
+                "is another file than the one in use"
+            }
+            Some(_) if self.block_device || here.len() == self.len_bytes => return Ok(()),
+            Some(_) => "has another length than when it was opened",
+        };
+        let path = self.path.display();
+        Err(Error::new(ErrorKind::Foreign, format!("{path} {what}")))
+    }
+
     /// How long it is.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes

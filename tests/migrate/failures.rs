@@ -311,3 +311,46 @@ fn a_seeder_with_no_space_for_its_record_keeps_the_volume_and_goes_on() {
     writer.failed().is_on(&leecher.device);
     assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
 }
+
+/// The store is taken away while the volume is pulled into it: the volume stays, and moves when it is back.
+fn stays_while_the_store_is(broken: impl Fn(&Path), mended: impl Fn(&Path), said: &str) {
+    let Some(world) = World::new() else { return };
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let store = world.url("b.img");
+    let mut leecher = world.leech(&store, &["--finalize", "manual"]);
+    world.until_rounds(1);
+    broken(&world.path("b.img"));
+    world.succeeds(&["finalize", "leecher"]);
+    assert_eq!(leecher.ended(), Some(1), "{}", leecher.log());
+    assert!(leecher.log().contains(said), "{}", leecher.log());
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    writer.until_it_has_written(50);
+    mended(&world.path("b.img"));
+    let leecher = world.leech(&store, &[]).wait_until_ready();
+    writer.failed().is_on(&leecher.device);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+    assert!(are_equal(&world.path("a.img"), &world.path("b.img")));
+}
+
+#[test]
+fn a_store_that_was_renamed_meanwhile_is_not_where_the_volume_moves() {
+    let elsewhere = |path: &Path| path.with_extension("elsewhere");
+    stays_while_the_store_is(
+        |path| std::fs::rename(path, elsewhere(path)).expect("renamed"),
+        |path| std::fs::rename(elsewhere(path), path).expect("renamed"),
+        "was removed or renamed while it was in use",
+    );
+}
+
+#[test]
+fn a_store_that_was_cut_short_meanwhile_is_not_where_the_volume_moves() {
+    let set_len = |path: &Path, len| {
+        let file = std::fs::File::options().write(true).open(path);
+        file.expect("opened").set_len(len).expect("set");
+    };
+    stays_while_the_store_is(
+        |path| set_len(path, 1 << 20),
+        |path| set_len(path, super::ends::SIZE),
+        "has another length than when it was opened",
+    );
+}
