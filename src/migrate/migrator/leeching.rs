@@ -1,14 +1,15 @@
-//! A volume on its way here, and what it is when it has arrived.
+//! A volume on its way here.
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 
-use super::{LeechStore, Migrator, SeedOptions, Seeding};
+use super::arrived::{Arrived, Here};
+use super::{LeechStore, Migrator};
 use crate::backend::Resource;
 use crate::device::{self, Device};
 use crate::migrate::protocol::{
@@ -18,9 +19,8 @@ use crate::migrate::{
     Destination, DestinationParts, DestinationStatus, PartCall, RecordKeeper, RestOptions,
     forget_map,
 };
-use crate::mount::direct::{self, DirectMount};
-use crate::mount::managed::ManagedMount;
-use crate::net::{Compression, Remote, RemoteOptions, Server};
+use crate::mount::direct;
+use crate::net::{Compression, Remote, RemoteOptions};
 use crate::volume::{Volume, instance};
 use crate::wire::Ticket;
 use crate::{Error, ErrorKind, Result};
@@ -30,9 +30,6 @@ const DOWNTIME_TARGET_DEFAULT: Duration = Duration::from_millis(100);
 
 /// After how many rounds it is finalized unless told otherwise.
 const ROUNDS_MAX_DEFAULT: u32 = 30;
-
-/// How long it may take until the downtime is known when the device is there.
-const DOWNTIME_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a hybrid migration pulls before the volume moves, unless told otherwise.
 const PRE_COPY_LIMIT_DEFAULT: Duration = Duration::from_secs(60);
@@ -129,25 +126,6 @@ pub struct Leeching {
     device: mpsc::Receiver<Box<dyn Device>>,
     endings: mpsc::Receiver<Error>,
     here: Here,
-}
-
-/// What is here of it.
-struct Here {
-    store: Resource,
-    records: RecordKeeper,
-    mount: DirectMount,
-    /// What serves the device instead where bytes were left at the seeder.
-    part: Arc<OnceLock<Arc<ManagedMount>>>,
-    live_maps: Option<PathBuf>,
-}
-
-impl Here {
-    fn volume(&self) -> &Arc<Volume> {
-        match self.part.get() {
-            Some(mount) => mount.volume(),
-            None => &self.mount.volume,
-        }
-    }
 }
 
 impl fmt::Debug for Leeching {
@@ -426,94 +404,5 @@ impl Leeching {
                 Err(error)
             }
         }
-    }
-}
-
-/// A volume that has moved here. It has to outlive the device.
-pub struct Arrived {
-    status: watch::Receiver<DestinationStatus>,
-    here: Here,
-}
-
-impl fmt::Debug for Arrived {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arrived")
-            .field("store", &self.here.store.url)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Arrived {
-    /// For how long neither end took requests; none where that was not seen.
-    pub async fn downtime(&self) -> Option<Duration> {
-        let mut status = self.status.clone();
-        let known = status.wait_for(|status| status.downtime.is_some());
-        let _ = tokio::time::timeout(DOWNTIME_WAIT, known).await;
-        self.status.borrow().downtime
-    }
-
-    /// Waits until the seeder is released, or is known to be gone.
-    pub async fn released(&self) {
-        let _ = self.status.clone().wait_for(|status| status.is_done).await;
-    }
-
-    /// Lets others have the volume move on, while the device is in use: waits until all of it is here,
-    /// durably, and then serves whoever has the ticket on `server`, which has no volume yet.
-    ///
-    /// # Errors
-    /// `Unsupported` unless [`LeechOptions::can_seed`] was said, and what keeps the server from being
-    /// started. The device is not touched then.
-    pub async fn seed(&self, server: Server, options: SeedOptions) -> Result<Seeding> {
-        if !self.here.volume().is_seedable() {
-            let what = "this volume was not leeched to be seeded on";
-            return Err(Error::new(ErrorKind::Unsupported, what));
-        }
-        let mut status = self.status.clone();
-        let whole = status.wait_for(|status| status.can_seed).await.is_ok();
-        if !whole {
-            let what = "the volume cannot be seeded on: not all of it is here";
-            return Err(Error::new(ErrorKind::Dirty, what));
-        }
-        let Here { store, records, .. } = &self.here;
-        let volume = Some(Arc::clone(self.here.volume()));
-        Seeding::start(store.clone(), records.clone(), volume, server, options)
-    }
-
-    /// Follows how far it is.
-    pub fn watch(&self) -> watch::Receiver<DestinationStatus> {
-        self.status.clone()
-    }
-
-    /// The volume behind the device.
-    pub fn volume(&self) -> &Arc<Volume> {
-        self.here.volume()
-    }
-
-    /// What serves the device where bytes were left at the seeder, and may be there still.
-    pub fn part(&self) -> Option<&Arc<ManagedMount>> {
-        self.here.part.get()
-    }
-
-    /// Ends what serves the device, when that is gone. Gives how many bytes are still at the seeder alone:
-    /// the same leecher goes on with these.
-    ///
-    /// # Errors
-    /// Where the store cannot be made durable.
-    pub async fn end(&self) -> Result<Option<u64>> {
-        let (Some(mount), Some(live_maps)) = (self.part(), self.here.live_maps.clone()) else {
-            return Ok(None);
-        };
-        let finished = mount.finish().await;
-        let rest = self.status.borrow().rest.clone();
-        let store = self.here.store.clone();
-        let forgotten = spawn_blocking(move || forget_map(&store, &live_maps)).await;
-        let forgotten = forgotten.map_err(|panic| Error::new(ErrorKind::Io, panic.to_string()));
-        finished.and(forgotten.and_then(|done| done))?;
-        Ok(rest.map(|rest| rest.left_bytes))
-    }
-
-    /// What serves the device's requests where all of it is here, to be kept as long as that is there.
-    pub fn into_mount(self) -> DirectMount {
-        self.here.mount
     }
 }

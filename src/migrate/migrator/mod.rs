@@ -41,11 +41,13 @@
 //! # }
 //! ```
 
+mod arrived;
 mod leeching;
 mod seeding;
 mod store;
 
-pub use leeching::{Arrived, LeechOptions, Leeching};
+pub use arrived::Arrived;
+pub use leeching::{LeechOptions, Leeching};
 pub use seeding::{SeedOptions, Seeding};
 pub use store::LeechStore;
 
