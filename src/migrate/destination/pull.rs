@@ -31,6 +31,12 @@ const BATCHES_AT_ONCE: usize = 256;
 /// How many spans are compared at once.
 const SPANS_AT_ONCE: usize = 4;
 
+/// The disk is kept busy while more comes, so that a round's flush has little left.
+const FLUSH_EVERY_BYTES: u64 = 64 << 20;
+
+/// How many pieces that came unasked are written at once.
+const WRITES_AT_ONCE: usize = 16;
+
 /// How many bytes may be on their way at most.
 const IN_FLIGHT_BYTES_MAX: u64 = BATCHES_AT_ONCE as u64 * BATCH_BYTES;
 
@@ -57,12 +63,25 @@ struct Work<'a> {
     /// To be fetched: what differed, and what is not compared.
     different: VecDeque<Vec<BlockRange>>,
     batches: Box<dyn Iterator<Item = Vec<BlockRange>> + Send + 'a>,
+    /// How many blocks were fetched since the last flush began, and whether that is under way.
+    unflushed_blocks: u64,
+    is_flushing: bool,
 }
 
 /// What a task does.
 enum Next {
     Fetch(Vec<BlockRange>),
     Compare(Vec<BlockRange>),
+    Flush,
+}
+
+/// What a task has done.
+enum Done {
+    /// So many blocks.
+    Fetched(u64),
+    /// What differs.
+    Compared(Vec<Vec<BlockRange>>),
+    Flushed,
 }
 
 impl<'a> Work<'a> {
@@ -72,6 +91,8 @@ impl<'a> Work<'a> {
             spans_under_way: 0,
             different: VecDeque::new(),
             batches: Box::new(in_batches(blocks.runs())),
+            unflushed_blocks: 0,
+            is_flushing: false,
         }
     }
 
@@ -85,6 +106,10 @@ impl<'a> Work<'a> {
 
     /// Nothing is compared while something waits to be fetched, so that not much of that waits.
     fn next(&mut self) -> Option<Next> {
+        if self.unflushed_blocks * BLOCK_BYTES >= FLUSH_EVERY_BYTES && !self.is_flushing {
+            (self.unflushed_blocks, self.is_flushing) = (0, true);
+            return Some(Next::Flush);
+        }
         let batch = self.different.pop_front().or_else(|| self.batches.next());
         if let Some(batch) = batch {
             return Some(Next::Fetch(batch));
@@ -97,9 +122,15 @@ impl<'a> Work<'a> {
         Some(Next::Compare(span))
     }
 
-    fn compared(&mut self, different: Vec<Vec<BlockRange>>) {
-        self.spans_under_way -= 1;
-        self.different.extend(different);
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Fetched(blocks) => self.unflushed_blocks += blocks,
+            Done::Compared(different) => {
+                self.spans_under_way -= 1;
+                self.different.extend(different);
+            }
+            Done::Flushed => self.is_flushing = false,
+        }
     }
 }
 
@@ -210,8 +241,15 @@ impl Puller {
                 let puller = self.clone();
                 working.spawn(async move {
                     match next {
-                        Next::Fetch(batch) => puller.fetch(&batch, priority).await.map(|()| None),
-                        Next::Compare(runs) => puller.differing(runs, priority).await.map(Some),
+                        Next::Fetch(batch) => {
+                            let fetched = puller.fetch(&batch, priority).await;
+                            fetched.map(|()| Done::Fetched(blocks_of(&batch)))
+                        }
+                        Next::Compare(runs) => {
+                            let different = puller.differing(runs, priority).await;
+                            different.map(Done::Compared)
+                        }
+                        Next::Flush => puller.store.flush().await.map(|()| Done::Flushed),
                     }
                 });
                 continue;
@@ -221,8 +259,7 @@ impl Puller {
                 _ = &mut cancelled => break None,
                 worked = working.join_next() => match worked {
                     None => break Some(Ok(())),
-                    Some(Ok(Ok(None))) => {}
-                    Some(Ok(Ok(Some(different)))) => work.compared(different),
+                    Some(Ok(Ok(done))) => work.done(done),
                     Some(Ok(Err(error))) => break Some(Err(error)),
                     Some(Err(panic)) => break Some(Err(io::Error::other(panic))),
                 },
@@ -243,31 +280,48 @@ impl Puller {
         mut pieces: mpsc::Receiver<Piece>,
         mut cancelled: oneshot::Receiver<()>,
     ) -> Option<io::Result<()>> {
-        while !blocks.is_empty() {
-            let piece = tokio::select! {
+        let mut writing = JoinSet::new();
+        let result = loop {
+            if blocks.is_empty() && writing.is_empty() {
+                break Some(Ok(()));
+            }
+            let may_take = !blocks.is_empty() && writing.len() < WRITES_AT_ONCE;
+            tokio::select! {
                 biased;
-                _ = &mut cancelled => return None,
-                piece = pieces.recv() => piece,
-            };
-            let Some(piece) = piece else {
-                // The stream ended, which ends the attempt.
-                let _ = cancelled.await;
-                return None;
-            };
-            let len_bytes = piece.bytes.len() as u64;
-            let run = BlockRange::touched(ByteOffset(piece.offset), len_bytes);
-            let end = run.end.start().0.min(self.store.size());
-            let is_whole = run.start().0 == piece.offset && end == piece.offset + len_bytes;
-            if !is_whole || !blocks.remove(run) {
-                return Some(Err(io::Error::other(
-                    "the seeder sent bytes that were not due",
-                )));
+                _ = &mut cancelled => break None,
+                Some(written) = writing.join_next() => match written {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => break Some(Err(error)),
+                    Err(panic) => break Some(Err(io::Error::other(panic))),
+                },
+                piece = pieces.recv(), if may_take => {
+                    let Some(piece) = piece else {
+                        // The stream ended, which ends the attempt.
+                        let _ = (&mut cancelled).await;
+                        break None;
+                    };
+                    let Some(run) = self.due(&mut blocks, &piece) else {
+                        let what = "the seeder sent bytes that were not due";
+                        break Some(Err(io::Error::other(what)));
+                    };
+                    let puller = self.clone();
+                    writing.spawn(async move {
+                        puller.write(run, &piece.bytes, Priority::Demand).await
+                    });
+                }
             }
-            if let Err(error) = self.write(run, &piece.bytes, Priority::Demand).await {
-                return Some(Err(error));
-            }
-        }
-        Some(Ok(()))
+        };
+        writing.shutdown().await;
+        result
+    }
+
+    /// Which blocks the piece is, all of which were awaited. They are not any more.
+    fn due(&self, blocks: &mut BlockSet, piece: &Piece) -> Option<BlockRange> {
+        let len_bytes = piece.bytes.len() as u64;
+        let run = BlockRange::touched(ByteOffset(piece.offset), len_bytes);
+        let end = run.end.start().0.min(self.store.size());
+        let is_whole = run.start().0 == piece.offset && end == piece.offset + len_bytes;
+        (is_whole && blocks.remove(run)).then_some(run)
     }
 
     /// Fetches a batch, and has its leaves read back.
@@ -324,6 +378,10 @@ impl Puller {
         let len = run.len() * BLOCK_BYTES;
         self.pulled_bytes.fetch_add(len, Ordering::Relaxed);
     }
+}
+
+fn blocks_of(batch: &[BlockRange]) -> u64 {
+    batch.iter().map(|run| run.len()).sum()
 }
 
 /// How many bytes are not in runs of zeros.

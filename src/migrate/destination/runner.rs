@@ -491,7 +491,8 @@ async fn secure(
     store: &dyn AsyncBackend,
     prover: &Prover,
 ) -> Result<crate::migrate::protocol::Proof, String> {
-    store.flush().await.map_err(|error| error.to_string())?;
-    prover.catch_up().await.map_err(|error| error.to_string())?;
+    // It is read back while it is being made durable.
+    let (flushed, read) = tokio::join!(store.flush(), prover.catch_up());
+    flushed.and(read).map_err(|error| error.to_string())?;
     prover.root()
 }

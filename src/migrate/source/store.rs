@@ -1,9 +1,11 @@
 //! What the seeder knows of its own store: which blocks change, for each leecher, and the proof.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 use super::links::Pieces;
 use crate::AsyncBackend;
@@ -15,6 +17,12 @@ use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
 use crate::volume::watch::Tracker;
 use crate::volume::{Priority, Volume};
 use crate::wire::limits::MIGRATION_BYTES_MAX;
+
+/// How much of a run is read and sent at once.
+const PIECE_BLOCKS: u64 = MIGRATION_BYTES_MAX as u64 / BLOCK_BYTES;
+
+/// How many pieces are read at once.
+const READS_AT_ONCE: usize = 16;
 
 /// What is noted for one who asks: nothing yet, what its tracker has, or, where there is none for it,
 /// that everything may have changed.
@@ -128,30 +136,33 @@ impl SourceStore {
         }
     }
 
-    /// Reads the blocks, and hands them over.
+    /// Reads the blocks, and hands them over in whatever order.
     pub(super) async fn send(&self, attempt: AttemptId, blocks: BlockSet, to: Pieces) {
-        const PIECE_BLOCKS: u64 = MIGRATION_BYTES_MAX as u64 / BLOCK_BYTES;
-        for mut run in blocks.runs() {
-            while !run.is_empty() {
-                let part = run.take(PIECE_BLOCKS);
-                let offset = part.start().0;
-                let end = part.end.start().0.min(self.backend.size());
-                let mut bytes = vec![0; end.saturating_sub(offset) as usize];
-                let read = self.backend.read_at(&mut bytes, offset, Priority::Demand);
-                match read.await {
-                    Ok(filled) => {
-                        let filled = filled.min(bytes.len());
-                        bytes[filled..].fill(0);
-                    }
-                    Err(error) => {
-                        // The hold limit ends the attempt.
-                        tracing::warn!(%error, "cannot read what is to be sent");
-                        return;
-                    }
-                }
-                if to.send((attempt, Piece { offset, bytes })).await.is_err() {
-                    return;
-                }
+        let mut pieces = blocks.runs().flat_map(|mut run| {
+            std::iter::from_fn(move || (!run.is_empty()).then(|| run.take(PIECE_BLOCKS)))
+        });
+        let mut reading = JoinSet::new();
+        loop {
+            if reading.len() < READS_AT_ONCE
+                && let Some(piece) = pieces.next()
+            {
+                let (backend, to) = (Arc::clone(&self.backend), to.clone());
+                reading.spawn(async move {
+                    let piece = read_piece(&*backend, piece).await?;
+                    // The leecher is gone otherwise, which ends the attempt.
+                    let _ = to.send((attempt, piece)).await;
+                    Ok::<_, io::Error>(())
+                });
+                continue;
+            }
+            let read = match reading.join_next().await {
+                None => return,
+                Some(read) => read.unwrap_or_else(|panic| Err(io::Error::other(panic))),
+            };
+            if let Err(error) = read {
+                // The hold limit ends the attempt.
+                tracing::warn!(%error, "cannot read what is to be sent");
+                return;
             }
         }
     }
@@ -180,6 +191,18 @@ impl SourceStore {
         };
         (blocks, proof)
     }
+}
+
+async fn read_piece(backend: &dyn AsyncBackend, blocks: BlockRange) -> io::Result<Piece> {
+    let offset = blocks.start().0;
+    let end = blocks.end.start().0.min(backend.size());
+    let mut bytes = vec![0; end.saturating_sub(offset) as usize];
+    let filled = backend
+        .read_at(&mut bytes, offset, Priority::Demand)
+        .await?;
+    let filled = filled.min(bytes.len());
+    bytes[filled..].fill(0);
+    Ok(Piece { offset, bytes })
 }
 
 impl Noting {
