@@ -119,6 +119,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     rest_rate: Option<u64>,
 
+    /// Go on after the store's disk has failed to sync it while bytes were at the seeder: with what was
+    /// flushed before. What was written since may be lost
+    #[arg(long)]
+    accept_loss: bool,
+
     /// After how many rounds the volume moves whatever the prediction is
     #[arg(long, value_name = "N", default_value = "30",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
@@ -366,6 +371,7 @@ impl Args {
             live_maps: Some(store_place::live_maps()),
             io_timeout: Some(Duration::from_secs(self.io_timeout)).filter(|time| !time.is_zero()),
             rest_rate: self.rest_rate,
+            accept_loss: self.accept_loss,
             compression: self.compress,
             can_seed: self.listen.is_some(),
             ..LeechOptions::new(name)?

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::ends::{End, SIZE, World, until};
@@ -102,6 +103,34 @@ fn a_leecher_that_is_killed_with_bytes_at_the_seeder_goes_on_with_every_write() 
     let _link = link.fast();
     written.is_on(&device);
     world.is_complete(&mut seeder, &written);
+}
+
+#[test]
+fn a_store_whose_disk_failed_to_sync_goes_on_when_the_user_accepts_what_is_lost() {
+    let Some(world) = World::new() else { return };
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let link = world.put_link_before(CRAWLING);
+    let mut leecher = world.leech_after(&[]).wait_until_ready();
+    assert!(world.is_pulling_the_rest(), "{}", leecher.log());
+    leecher.crash();
+    // As it is noted when a sync fails.
+    let maps = std::fs::read_dir(world.path("run").join(".stores")).expect("read");
+    let maps = maps.map(|entry| entry.expect("read").path());
+    let live: Vec<_> = maps
+        .filter(|path| path.extension().is_some_and(|ending| ending == "live"))
+        .collect();
+    assert_eq!(live.len(), 1, "{live:?}");
+    std::fs::write(live[0].with_extension("failed"), "").expect("written");
+
+    let mut refused = world.leech_after(&[]);
+    assert_eq!(refused.ended(), Some(1));
+    let log = refused.log();
+    let parts = ["is uncertain", "--accept-loss"];
+    assert!(parts.iter().all(|part| log.contains(part)), "{log}");
+    let mut leecher = world.leech_after(&["--accept-loss"]);
+    assert!(Path::new(&leecher.line()).exists(), "{}", leecher.log());
+    let _link = link.fast();
+    world.is_complete(&mut seeder, &Written::default());
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub struct RestOptions {
     pub io_timeout: Option<Duration>,
     /// The most bytes a second that are pulled while nobody waits for them.
     pub pull_rate: Option<u64>,
+    /// Go on with a store whose disk has failed to sync it: what was written since may be lost.
+    pub accept_loss: bool,
 }
 
 /// See the module. Copies are of the same.
@@ -90,7 +92,8 @@ impl Rest {
     /// Opens the map that a process before this one has made for the attempt.
     pub(super) fn reopen(&self, attempt: AttemptId) -> Result<()> {
         let options = self.cache_options(attempt);
-        let cache = CacheDirectory::open_around(&self.directory, Arc::clone(&self.file), &options)?;
+        let cache = CacheDirectory::open_around(&self.directory, Arc::clone(&self.file), &options)
+            .map_err(uncertain)?;
         let mut opened = self.opened.try_lock().map_err(|_| busy())?;
         *opened = Some((attempt, cache));
         Ok(())
@@ -181,7 +184,10 @@ impl Rest {
             run_directory: self.options.run_directory.clone(),
             in_flight_slots: in_flight_slots(self.options.requests_max),
             direct_alignment_bytes: None,
-            after_failed_sync: AfterFailedSync::Refuse,
+            after_failed_sync: match self.options.accept_loss {
+                true => AfterFailedSync::GoOn,
+                false => AfterFailedSync::Refuse,
+            },
         }
     }
 
@@ -315,6 +321,19 @@ fn busy() -> Error {
         ErrorKind::Busy,
         "the map of what is here is in use, or gone",
     )
+}
+
+/// Says what to do about a map that was refused since nobody knows what of the store is durable.
+fn uncertain(error: Error) -> Error {
+    if error.kind() != ErrorKind::Dirty {
+        return error;
+    }
+    let what = format!(
+        "{}. `blockferry leech` with the same --store and --accept-loss goes on with what was flushed before; \
+         should the disk be failing, copy what matters first",
+        error.chain()
+    );
+    Error::new(ErrorKind::Dirty, what)
 }
 
 async fn blocking<T: Send + 'static>(

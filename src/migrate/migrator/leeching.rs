@@ -58,6 +58,9 @@ pub struct LeechOptions {
     pub io_timeout: Option<Duration>,
     /// The most bytes a second that are pulled when the volume is here and nobody waits for them.
     pub rest_rate: Option<u64>,
+    /// Go on where the store's disk has failed to sync it while bytes were at the seeder: what was written since
+    /// may be lost.
+    pub accept_loss: bool,
     /// How bytes are compressed on their way.
     pub compression: Compression,
     /// The volume can be seeded on from here, while its device is in use.
@@ -89,6 +92,7 @@ impl LeechOptions {
             live_maps: None,
             io_timeout: Some(direct::IO_TIMEOUT_DEFAULT),
             rest_rate: None,
+            accept_loss: false,
             compression: Compression::Auto,
             can_seed: false,
             part_is_local: None,
@@ -187,6 +191,7 @@ impl Migrator {
             requests_max: self.options.requests_max(),
             io_timeout: options.io_timeout,
             pull_rate: options.rest_rate,
+            accept_loss: options.accept_loss,
         });
         let destination = Destination::start(DestinationParts {
             config,
