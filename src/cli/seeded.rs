@@ -217,18 +217,27 @@ impl SeededDevice {
         if force {
             self.hooks.end_all();
         }
-        if self.give_up().await.is_ok() {
-            let flushed = self.flush().await;
-            if !force {
-                flushed?;
+        match self.give_up().await {
+            Ok(()) => {
+                let flushed = self.flush().await;
+                if !force {
+                    flushed?;
+                }
             }
+            // A flush would wait as long as that.
+            Err(error) if error.kind() == ErrorKind::TimedOut && !force => {
+                let what = "; the device stays: stop again with force to end it all the same";
+                return Err(Error::new(error.kind(), error.chain() + what));
+            }
+            // What is here is not the volume any more.
+            Err(_) => {}
         }
         self.remove().await
     }
 
     async fn sync(&mut self) -> Result<()> {
         let moved_to = match &self.seeding {
-            Some(seeding) => seeding.decided().await,
+            Some(seeding) => seeding.decided().await?,
             None => None,
         };
         match moved_to {

@@ -53,3 +53,33 @@ fn the_device_stays_as_long_as_the_hook_before_the_close_runs() {
     std::fs::write(go_on, "").expect("written");
     assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
 }
+
+#[test]
+fn a_seeder_that_cannot_decide_says_so_and_hears_who_stops_it() {
+    let Some(world) = World::new() else { return };
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let _leecher = world.leech(&world.url("b.img"), &["--finalize", "manual"]);
+    world.until_rounds(1);
+    // The record of the move can be put there as little as the one before it.
+    let record = world.path("a.img.blockferry");
+    std::fs::remove_file(&record).expect("removed");
+    std::fs::create_dir(&record).expect("made");
+    world.succeeds(&["finalize", "leecher"]);
+    until("requests wait", || {
+        seeder.log().contains("neither written nor taken back")
+    });
+    let begin = |args: &[&str]| world.command(args).spawn().expect("started");
+    let mut orders = [begin(&["sync", "seeder"]), begin(&["stop", "seeder"])];
+    for order in &mut orders {
+        until("it is answered", || {
+            order.try_wait().expect("waited").is_some()
+        });
+        let code = order.wait().expect("waited").code();
+        assert_eq!(code, Some(1), "it is not decided");
+    }
+    let mut stop = begin(&["stop", "--force", "seeder"]);
+    until("it is forced", || {
+        stop.try_wait().expect("waited").is_some()
+    });
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+}

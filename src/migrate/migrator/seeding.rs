@@ -162,10 +162,10 @@ impl Seeding {
     /// Gives up what is being done, and returns when that is decided.
     ///
     /// # Errors
-    /// `Busy` where the volume has moved already.
+    /// `Busy` where the volume has moved already, and as [`decided`](Self::decided).
     pub async fn abort(&self) -> Result<()> {
         self.source.abort().await;
-        match self.decided().await {
+        match self.decided().await? {
             Some(to) => Err(Error::new(
                 ErrorKind::Busy,
                 format!("it is too late: the volume has moved to {to}"),
@@ -175,12 +175,12 @@ impl Seeding {
     }
 
     /// Waits until nobody finalizes, for a while. Gives the new owner, if there is one.
-    pub async fn decided(&self) -> Option<String> {
-        let mut status = self.source.watch();
-        let decided =
-            status.wait_for(|status| status.finalizing.is_none() || status.moved_to.is_some());
-        let _ = tokio::time::timeout(DECISION_WAIT, decided).await;
-        self.source.status().moved_to.map(|(to, _)| to)
+    ///
+    /// # Errors
+    /// `TimedOut` where somebody still does: the volume may move yet.
+    pub fn decided(&self) -> impl Future<Output = Result<Option<String>>> + Send + use<> {
+        let status = self.source.watch();
+        decided_within(DECISION_WAIT, status)
     }
 
     /// Waits until the volume has moved and its new owner has everything. The device is to be removed then.
@@ -205,6 +205,27 @@ impl Seeding {
     }
 }
 
+async fn decided_within(
+    time: Duration,
+    mut status: watch::Receiver<SourceStatus>,
+) -> Result<Option<String>> {
+    let is_decided =
+        |status: &SourceStatus| status.finalizing.is_none() || status.moved_to.is_some();
+    let _ = tokio::time::timeout(time, status.wait_for(is_decided)).await;
+    let status = status.borrow();
+    match (&status.moved_to, &status.finalizing) {
+        (Some((to, _)), _) => Ok(Some(to.clone())),
+        (None, None) => Ok(None),
+        (None, Some(by)) => Err(Error::new(
+            ErrorKind::TimedOut,
+            format!(
+                "it is not decided yet whether the volume moves to {by}: a hook, or the store with the record, \
+                 takes its time. `blockferry migrate status` shows when it is"
+            ),
+        )),
+    }
+}
+
 /// Whether the volume is here; if not, it has moved away.
 fn is_here(resource: &Resource, records: &RecordKeeper) -> Result<bool> {
     let standing = records.records().standing();
@@ -224,5 +245,32 @@ fn is_here(resource: &Resource, records: &RecordKeeper) -> Result<bool> {
         (Standing::Moved(_), _) => Ok(false),
         (_, Kind::File(file)) => records::refuse_elsewhere(file.path()).map(|()| true),
         _ => Ok(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_may_still_move_is_not_taken_for_what_stays() {
+        let finalizing = SourceStatus {
+            finalizing: Some("storage-b".to_owned()),
+            ..SourceStatus::default()
+        };
+        let (told, status) = watch::channel(finalizing.clone());
+        let decided = || decided_within(Duration::from_millis(1), status.clone());
+        let error = decided().await.expect_err("nobody knows");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        told.send_replace(SourceStatus {
+            moved_to: Some(("storage-b".to_owned(), 1)),
+            ..finalizing
+        });
+        assert_eq!(
+            decided().await.expect("known"),
+            Some("storage-b".to_owned())
+        );
+        told.send_replace(SourceStatus::default());
+        assert_eq!(decided().await.expect("known"), None);
     }
 }
