@@ -318,7 +318,7 @@ impl Args {
         };
         let arrived = Arc::new(arrived);
         let mut seeded = SeededDevice {
-            device: Some(device),
+            device: Some(Arc::new(Mutex::new(device))),
             seeding: None,
             coming: Some(self.coming(&arrived, server, seed_options, seeds)),
             arrived: Some(Arc::clone(&arrived)),

@@ -9,6 +9,7 @@ use blockferry::migrate::Migrator;
 use blockferry::ops::{self, Claim, MountRecord, Name, Running, control};
 use blockferry::{Context, Error, ErrorKind, Result};
 use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
 
 use super::block_size;
 use super::device_choice::DeviceArgs;
@@ -133,7 +134,7 @@ impl Args {
         }
         self.service.announce(&seeding)?;
         let seeded = SeededDevice {
-            device,
+            device: device.map(|device| Arc::new(Mutex::new(device))),
             seeding: Some(seeding),
             coming: None,
             arrived: None,

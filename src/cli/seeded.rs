@@ -1,20 +1,24 @@
 //! A device whose volume is seeded: it runs until it is told to end, or the volume has moved.
 
+use std::fs::File;
 use std::future::pending;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockferry::device::{Device, DeviceOptions};
+use blockferry::device::DeviceOptions;
 use blockferry::migrate::{Arrived, MigrationStatus, Seeding, SourceStatus};
 use blockferry::ops::{Answers, Command, Control, Order, Status, holders, in_use};
 use blockferry::volume::Volume;
-use blockferry::{Error, ErrorKind, Result};
+use blockferry::{Context, Error, ErrorKind, Result};
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 
 use super::hook_command::RunningHooks;
 use super::mounted::still_at_seeder;
+use super::serving::{
+    FORCED_FLUSH_WAIT, REMOVE_WARNING, SharedDevice, answer, blocking, in_background, is_forced,
+};
 use super::signals::Signals;
 
 /// How long the new owner may take to hear that it is not needed any more, and to go.
@@ -25,7 +29,7 @@ pub(super) type Coming = Pin<Box<dyn Future<Output = Result<Seeding>> + Send>>;
 
 /// A device with all that belongs to it. Without one the service only answers the new owner.
 pub(super) struct SeededDevice {
-    pub(super) device: Option<Box<dyn Device>>,
+    pub(super) device: Option<SharedDevice>,
     /// None as long as it is still to come.
     pub(super) seeding: Option<Seeding>,
     pub(super) coming: Option<Coming>,
@@ -112,7 +116,7 @@ impl SeededDevice {
             let event = tokio::select! {
                 () = self.signals.next() => Event::Signal,
                 order = self.orders.order() => Event::Order(order),
-                error = ended(&mut self.device) => Event::Device(error),
+                error = ended(&self.device) => Event::Device(error),
                 seeding = come(&mut self.coming) => Event::Seeds(seeding),
                 () = changed(&mut status) => Event::Status,
             };
@@ -127,26 +131,19 @@ impl SeededDevice {
                     let _ = self.give_up().await;
                     return Err(error);
                 }
-                Event::Signal => match self.stop(refused_before).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) => {
-                        tracing::error!("{}", error.chain());
-                        refused_before = true;
+                Event::Signal => {
+                    if self.end_if_asked(Vec::new(), refused_before).await {
+                        return Ok(());
                     }
-                },
-                Event::Order(order) => match order.command().clone() {
+                    refused_before = true;
+                }
+                Event::Order(order) => match *order.command() {
                     Command::Stop { force, .. } => {
-                        let stopped = self.stop(force).await;
-                        let ends = stopped.is_ok();
-                        order.answer(stopped).await;
-                        if ends {
+                        if self.end_if_asked(vec![order], force).await {
                             return Ok(());
                         }
                     }
-                    Command::Sync => {
-                        let synced = self.sync().await;
-                        order.answer(synced).await;
-                    }
+                    Command::Sync => self.sync(order).await,
                     Command::Abort => {
                         let aborted = self.give_up().await;
                         order.answer(aborted).await;
@@ -187,12 +184,25 @@ impl SeededDevice {
         }
     }
 
-    /// Ends the device. Without `force` it stays if somebody holds it.
-    async fn stop(&mut self, force: bool) -> Result<()> {
-        if let (Some(device), false) = (&self.device, force) {
-            let holders = holders(device.path())?;
+    /// Ends the device and tells who asked; without orders a signal did. Whether it has ended.
+    async fn end_if_asked(&mut self, mut asked: Vec<Order>, force: bool) -> bool {
+        let by_signal = asked.is_empty();
+        let stopped = self.stop(&mut asked, force).await;
+        if let (Err(error), true) = (&stopped, by_signal) {
+            tracing::error!("{}", error.chain());
+        }
+        let has_ended = stopped.is_ok();
+        answer(asked, &stopped.map(|()| None), Order::answer_with).await;
+        has_ended
+    }
+
+    /// Ends the device. Without `force` it stays if somebody holds it. Orders to stop that come meanwhile are
+    /// added to `asked`.
+    async fn stop(&mut self, asked: &mut Vec<Order>, force: bool) -> Result<()> {
+        if let (Some(path), false) = (self.path().await, force) {
+            let holders = holders(&path)?;
             if !holders.is_empty() {
-                return Err(in_use(device.path(), &holders));
+                return Err(in_use(&path, &holders));
             }
         }
         let status = self.seeding.as_ref().map(Seeding::status);
@@ -219,8 +229,8 @@ impl SeededDevice {
         }
         match self.give_up().await {
             Ok(()) => {
-                let flushed = self.flush().await;
-                if !force {
+                let (flushed, forced) = self.flush(asked, force).await;
+                if !forced {
                     flushed?;
                 }
             }
@@ -235,44 +245,118 @@ impl SeededDevice {
         self.remove().await
     }
 
-    async fn sync(&mut self) -> Result<()> {
-        let moved_to = match &self.seeding {
-            Some(seeding) => seeding.decided().await?,
+    async fn path(&self) -> Option<PathBuf> {
+        match &self.device {
+            Some(device) => Some(device.lock().await.path().to_owned()),
             None => None,
-        };
-        match moved_to {
-            None => self.flush().await,
-            Some(to) => Err(Error::new(
-                ErrorKind::Fenced,
-                format!("the volume has moved to {to}"),
-            )),
         }
     }
 
-    async fn flush(&mut self) -> Result<()> {
-        let Some(mut device) = self.device.take() else {
-            return Ok(());
+    /// Makes everything that was written durable, while the device goes on.
+    async fn sync(&self, order: Order) {
+        let decided = self.seeding.as_ref().map(Seeding::decided);
+        let path = self.path().await;
+        tokio::spawn(async move {
+            order.answer(sync(decided, path).await).await;
+        });
+    }
+
+    /// Flushes. Being told to end once more gives up the requests that wait; the second result says whether
+    /// that happened, or was asked for from the start.
+    async fn flush(&mut self, asked: &mut Vec<Order>, mut force: bool) -> (Result<()>, bool) {
+        let Some(device) = self.device.clone() else {
+            return (Ok(()), force);
         };
-        let (device, flushed) = blocking(move || {
-            let flushed = device.flush();
-            (device, flushed)
-        })
-        .await;
-        self.device = Some(device);
-        flushed
+        let flushing = in_background(&device, |device| device.flush());
+        tokio::pin!(flushing);
+        loop {
+            let patience = tokio::time::sleep(FORCED_FLUSH_WAIT);
+            tokio::select! {
+                flushed = &mut flushing => return (flushed, force),
+                () = self.signals.next() => force = true,
+                order = self.orders.order() => {
+                    if !matches!(order.command(), Command::Stop { .. }) {
+                        let what = "the device is being stopped";
+                        order.answer(Err(Error::new(ErrorKind::Busy, what))).await;
+                        continue;
+                    }
+                    force |= is_forced(&order);
+                    asked.push(order);
+                    if !force { continue; }
+                }
+                () = patience, if force => {
+                    // Slow is not silent: what is being answered goes on.
+                    if !self.is_silent() { continue; }
+                }
+            }
+            self.fail_what_waits();
+        }
+    }
+
+    /// Whether requests wait that may not be answered at all.
+    fn is_silent(&self) -> bool {
+        let seeding = self.seeding.as_ref();
+        let is_held = seeding.is_some_and(|seeding| seeding.status().finalizing.is_some());
+        let part = self.arrived.as_ref().and_then(|arrived| arrived.part());
+        is_held || part.is_some_and(|mount| mount.silent_for() >= FORCED_FLUSH_WAIT)
+    }
+
+    /// What waits for the end of a hold, or for a seeder, fails from now on.
+    fn fail_what_waits(&self) {
+        tracing::error!("told to end at once: requests that wait fail");
+        if let Some(seeding) = &self.seeding {
+            seeding.end_waiting();
+        }
+        if let Some(mount) = self.arrived.as_ref().and_then(|arrived| arrived.part()) {
+            mount.give_up();
+        }
     }
 
     async fn remove(&mut self) -> Result<()> {
-        match self.device.take() {
-            Some(mut device) => blocking(move || device.remove()).await,
-            None => Ok(()),
+        let Some(device) = self.device.take() else {
+            return Ok(());
+        };
+        let removing = in_background(&device, |device| device.remove());
+        tokio::pin!(removing);
+        loop {
+            if let Ok(removed) = tokio::time::timeout(REMOVE_WARNING, &mut removing).await {
+                return removed;
+            }
+            tracing::error!("the device is still there");
+            self.fail_what_waits();
         }
     }
 }
 
-async fn ended(device: &mut Option<Box<dyn Device>>) -> Error {
+/// Not by way of the device, which is being watched.
+async fn sync(
+    decided: Option<impl Future<Output = Result<Option<String>>>>,
+    path: Option<PathBuf>,
+) -> Result<()> {
+    let moved_to = match decided {
+        Some(decided) => decided.await?,
+        None => None,
+    };
+    match (moved_to, path) {
+        (Some(to), _) => Err(Error::new(
+            ErrorKind::Fenced,
+            format!("the volume has moved to {to}"),
+        )),
+        (None, Some(path)) => {
+            let flush = move || {
+                File::open(&path)
+                    .and_then(|device| device.sync_all())
+                    .context_io(|| format!("cannot flush {}", path.display()))
+            };
+            blocking(flush).await
+        }
+        (None, None) => Ok(()),
+    }
+}
+
+async fn ended(device: &Option<SharedDevice>) -> Error {
     match device {
-        Some(device) => device.ended().await,
+        Some(device) => device.lock().await.ended().await,
         None => pending().await,
     }
 }
@@ -291,10 +375,4 @@ async fn changed(status: &mut Option<watch::Receiver<SourceStatus>>) {
         return;
     }
     pending().await
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_blocking(work)
-        .await
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }

@@ -16,10 +16,10 @@ use super::progress::Progress;
 use super::signals::Signals;
 
 /// How long a device may take to disappear after it was told to.
-const REMOVE_WARNING: Duration = Duration::from_secs(10);
+pub(super) const REMOVE_WARNING: Duration = Duration::from_secs(10);
 
 /// How long a forced stop lets the flush wait for an answer of the other end.
-const FORCED_FLUSH_WAIT: Duration = Duration::from_secs(5);
+pub(super) const FORCED_FLUSH_WAIT: Duration = Duration::from_secs(5);
 
 /// A device that a thread of its own may be at work on.
 pub(super) type SharedDevice = Arc<Mutex<Box<dyn Device>>>;
@@ -279,7 +279,7 @@ fn sync_file_systems(device: &Path) {
 }
 
 /// Runs work on the device that blocks, while the rest of the process goes on.
-async fn in_background(
+pub(super) async fn in_background(
     device: &SharedDevice,
     work: impl FnOnce(&mut dyn Device) -> Result<()> + Send + 'static,
 ) -> Result<()> {
@@ -288,7 +288,7 @@ async fn in_background(
 }
 
 /// Runs work that blocks.
-async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+pub(super) async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
     spawn_blocking(work)
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
@@ -303,7 +303,7 @@ fn no_migration() -> Error {
     Error::new(ErrorKind::Unsupported, what)
 }
 
-fn is_forced(order: &Order) -> bool {
+pub(super) fn is_forced(order: &Order) -> bool {
     matches!(order.command(), Command::Stop { force: true, .. })
 }
 
@@ -330,7 +330,7 @@ fn stopped(flushed: Result<()>, ended: Result<Option<String>>) -> Result<Option<
 }
 
 /// Tells all who asked how it went.
-async fn answer<F: Future<Output = ()>>(
+pub(super) async fn answer<F: Future<Output = ()>>(
     asked: Vec<Order>,
     result: &Result<Option<String>>,
     tell: impl Fn(Order, Result<Option<String>>) -> F,

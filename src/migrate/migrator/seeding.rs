@@ -183,6 +183,13 @@ impl Seeding {
         decided_within(DECISION_WAIT, status)
     }
 
+    /// The device is going: requests that are held fail, instead of waiting for an end that may not come.
+    pub fn end_waiting(&self) {
+        if let Some(volume) = &self.volume {
+            volume.watch().end_waiting();
+        }
+    }
+
     /// Waits until the volume has moved and its new owner has everything. The device is to be removed then.
     pub async fn until_released(&mut self) {
         let mut status = self.source.watch();
