@@ -3,6 +3,8 @@
 //! A leaf's digest is one of what was read back from the store after the leaf's last change. Nodes have
 //! many children and few levels, so that a root costs little where few leaves have changed.
 
+use std::collections::HashMap;
+
 use roaring::RoaringTreemap;
 
 use super::protocol::Proof;
@@ -15,12 +17,30 @@ const LEAF_BLOCKS: u64 = LEAF_BYTES / BLOCK_BYTES;
 /// Children of a node.
 const FANOUT: usize = 64;
 
+/// A leaf that is read and hashed from when it was taken.
+#[derive(Debug, Clone, Copy)]
+pub struct TakenLeaf {
+    leaf: u64,
+    number: u64,
+}
+
+impl TakenLeaf {
+    /// Which one it is.
+    pub fn index(&self) -> u64 {
+        self.leaf
+    }
+}
+
 /// The digests of a store.
 #[derive(Debug)]
 pub struct Digests {
     len_bytes: u64,
-    /// Leaves whose digest is not that of what the store holds.
+    /// Leaves whose digest is not that of what the store holds, and that nobody reads.
     stale: RoaringTreemap,
+    /// Those that are being read, with the number of the last time that each was taken: what an earlier
+    /// reading finds, or one from before a change, does not count. As many as are read at a time.
+    taken: HashMap<u64, u64>,
+    takings: u64,
     /// The leaves, then the nodes above them, up to the root. An empty vector costs nothing before it is
     /// written to.
     levels: Vec<Vec<Digest>>,
@@ -43,6 +63,8 @@ impl Digests {
         Self {
             len_bytes,
             stale: all.clone(),
+            taken: HashMap::new(),
+            takings: 0,
             levels,
             changed: all,
         }
@@ -60,23 +82,36 @@ impl Digests {
             .div_ceil(LEAF_BLOCKS)
             .min(self.levels[0].len() as u64);
         self.stale.insert_range(first..end);
+        self.taken.retain(|leaf, _| !(first..end).contains(leaf));
     }
 
-    /// Takes a leaf to be read and hashed from now on; none where all digests are true.
-    pub fn next_stale(&mut self) -> Option<u64> {
+    /// Takes a leaf to be read and hashed from now on; none where all digests are true, or about to be.
+    pub fn next_stale(&mut self) -> Option<TakenLeaf> {
         let leaf = self.stale.min()?;
-        self.stale.remove(leaf);
-        Some(leaf)
+        Some(self.take(leaf))
     }
 
     /// The leaf is read and hashed from now on.
-    pub fn take(&mut self, leaf: u64) {
+    pub fn take(&mut self, leaf: u64) -> TakenLeaf {
         self.stale.remove(leaf);
+        self.takings += 1;
+        let number = self.takings;
+        self.taken.insert(leaf, number);
+        TakenLeaf { leaf, number }
     }
 
-    /// How many leaves are to be hashed.
+    /// How many leaves are to be hashed, or are being.
     pub fn stale_leaves(&self) -> u64 {
-        self.stale.len()
+        self.stale.len() + self.taken.len() as u64
+    }
+
+    /// Whether what is read of it still counts. It is nobody's from here on.
+    fn give_back(&mut self, taken: TakenLeaf) -> bool {
+        let counts = self.taken.get(&taken.leaf) == Some(&taken.number);
+        if counts {
+            self.taken.remove(&taken.leaf);
+        }
+        counts
     }
 
     /// Where a leaf lies, and how long it is, in bytes.
@@ -87,21 +122,25 @@ impl Digests {
     }
 
     /// The leaf's digest, of what was read back since it was taken.
-    pub fn set(&mut self, leaf: u64, digest: Digest) {
-        if let Some(place) = self.levels[0].get_mut(leaf as usize) {
+    pub fn set(&mut self, taken: TakenLeaf, digest: Digest) {
+        if self.give_back(taken)
+            && let Some(place) = self.levels[0].get_mut(taken.leaf as usize)
+        {
             *place = digest;
-            self.changed.insert(leaf);
+            self.changed.insert(taken.leaf);
         }
     }
 
     /// What could not be hashed is stale again.
-    pub fn put_back(&mut self, leaf: u64) {
-        self.stale.insert(leaf);
+    pub fn put_back(&mut self, taken: TakenLeaf) {
+        if self.give_back(taken) {
+            self.stale.insert(taken.leaf);
+        }
     }
 
-    /// The proof; none while a leaf is stale.
+    /// The proof; none while a leaf is stale, or is being read.
     pub fn root(&mut self) -> Option<Proof> {
-        if !self.stale.is_empty() {
+        if self.stale_leaves() > 0 {
             return None;
         }
         let mut changed = std::mem::take(&mut self.changed);
@@ -139,10 +178,10 @@ mod tests {
     /// Hashes what is stale, and counts it.
     fn proof_of(digests: &mut Digests, store: &[u8]) -> (Proof, u64) {
         let mut hashed = 0;
-        while let Some(leaf) = digests.next_stale() {
-            let (offset, len) = digests.place(leaf);
+        while let Some(taken) = digests.next_stale() {
+            let (offset, len) = digests.place(taken.index());
             let bytes = &store[offset as usize..][..len];
-            digests.set(leaf, digest(bytes));
+            digests.set(taken, digest(bytes));
             hashed += 1;
         }
         (digests.root().expect("nothing is stale"), hashed)
@@ -158,10 +197,36 @@ mod tests {
         digests.change(BlockRange::new(16, 17));
         assert_eq!(digests.root(), None);
         assert_eq!(proof_of(&mut digests, &store), (first, 1));
-        let leaf = digests.next_stale();
-        assert_eq!(leaf, None);
-        digests.put_back(2);
+        assert!(digests.next_stale().is_none());
+        let taken = digests.take(2);
+        assert_eq!(digests.root(), None, "it is being read");
+        digests.put_back(taken);
         assert_eq!(digests.root(), None);
+    }
+
+    #[test]
+    fn what_was_read_before_a_change_does_not_count_however_late_it_comes() {
+        let old = vec![1; 2 * LEAF_BYTES as usize];
+        let mut new = old.clone();
+        new[0] = 2;
+        let (expected, _) = proof_of(&mut Digests::new(new.len() as u64), &new);
+        let mut digests = Digests::new(old.len() as u64);
+        proof_of(&mut digests, &old);
+        let before = digests.take(0);
+        digests.change(BlockRange::new(0, 1));
+        digests.set(before, digest(&old[..LEAF_BYTES as usize]));
+        assert_eq!(digests.root(), None, "it is still to be read");
+        assert_eq!(proof_of(&mut digests, &new), (expected, 1));
+
+        // It comes when another reading is under way, or has ended.
+        let before = digests.take(0);
+        digests.change(BlockRange::new(0, 1));
+        let since = digests.next_stale().expect("stale");
+        digests.set(before, digest(&old[..LEAF_BYTES as usize]));
+        assert_eq!(digests.root(), None, "the later one has not ended");
+        digests.set(since, digest(&new[..LEAF_BYTES as usize]));
+        digests.put_back(before);
+        assert_eq!(digests.root(), Some(expected));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order, RestStatus, 
 use crate::AsyncBackend;
 use crate::migrate::protocol::{
     AttemptId, Epoch, LeechRecord, Leecher, LeecherAction, LeecherEvent, LeecherNotice,
-    LeecherTimer, Measured, SessionId, ToLeecher, ToSeeder,
+    LeecherTimer, Measured, Proof, SessionId, ToLeecher, ToSeeder,
 };
 use crate::migrate::prover::Prover;
 use crate::migrate::record_keeper::RecordKeeper;
@@ -487,12 +487,9 @@ impl Runner {
 
 const NO_MAP: &str = "there is no place to note which bytes are at the seeder";
 
-async fn secure(
-    store: &dyn AsyncBackend,
-    prover: &Prover,
-) -> Result<crate::migrate::protocol::Proof, String> {
+async fn secure(store: &dyn AsyncBackend, prover: &Prover) -> Result<Proof, String> {
     // It is read back while it is being made durable.
-    let (flushed, read) = tokio::join!(store.flush(), prover.catch_up());
-    flushed.and(read).map_err(|error| error.to_string())?;
-    prover.root()
+    let (flushed, proof) = tokio::join!(store.flush(), prover.prove());
+    flushed.map_err(|error| error.to_string())?;
+    proof
 }

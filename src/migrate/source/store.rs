@@ -50,8 +50,7 @@ pub(super) struct Noting {
     proving: Option<Proving>,
 }
 
-/// The proof, and what changed since it was caught up with. Who has its lock is the only one who reads
-/// back.
+/// The proof, and what changed since it was caught up with.
 #[derive(Clone)]
 pub(super) struct Proving {
     prover: Prover,
@@ -185,11 +184,9 @@ impl SourceStore {
         let Some(proving) = proving else {
             return (blocks, Ok(None));
         };
-        let proof = match self.catch_up(&proving).await {
-            Ok(()) => proving.prover.root().map(Some),
-            Err(text) => Err(text),
-        };
-        (blocks, proof)
+        let Proving { prover, noted } = &proving;
+        self.collect(noted, |range| prover.change(range)).await;
+        (blocks, prover.prove().await.map(Some))
     }
 }
 
