@@ -21,7 +21,9 @@ impl fmt::Display for Reason {
                 Reason::HookFailed(why) => format!("at the seeder {why}"),
                 Reason::StoreFailed(why) => format!("a store failed: {why}"),
                 Reason::ProofDiffers => {
-                    "what was pulled is not what the seeder has; everything is compared anew".to_owned()
+                    "what was pulled is not what the seeder has; each host reads all of its own store anew, \
+                     and what differs is pulled again"
+                        .to_owned()
                 }
                 Reason::AnotherVolume => {
                     "the store has to do with another volume; give another --store".to_owned()

@@ -146,6 +146,24 @@ fn what_the_hook_did_is_undone_only_after_it_has_ended() {
 }
 
 #[test]
+fn a_seeder_reads_its_store_anew_for_a_leecher_that_trusts_nothing_and_once_for_each_question() {
+    let mut seeder = seeder();
+    let session = welcome(&mut seeder, B, "b").session;
+    let round = |number, anew| ToSeeder::Round {
+        session,
+        number,
+        pulled: number - 1,
+        anew,
+    };
+    let collect = SeederAction::Collect(session);
+    assert_eq!(tell(&mut seeder, round(1, false)), [collect]);
+    // Also while the answer to another question is under way.
+    let read_anew = SeederAction::ReadAnew;
+    assert_eq!(tell(&mut seeder, round(2, true)), [read_anew]);
+    assert_eq!(tell(&mut seeder, round(2, true)), []);
+}
+
+#[test]
 fn no_more_leechers_are_let_in_than_leave_a_tracker_for_the_proof() {
     let mut seeder = seeder();
     for migration in leechers() {

@@ -113,7 +113,7 @@ impl World {
                 return Ok(());
             }
             SeederAction::Tell(SeederNotice::Released) => return self.check_may_release(host),
-            SeederAction::Tell(_) => return Ok(()),
+            SeederAction::ReadAnew | SeederAction::Tell(_) => return Ok(()),
         };
         self.begin(host, operation)
     }

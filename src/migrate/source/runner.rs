@@ -202,6 +202,7 @@ impl Runner {
             }
             SeederAction::Track(session) => self.noting.begin(&self.store, session),
             SeederAction::EndTracking(migration) => self.noting.end(migration),
+            SeederAction::ReadAnew => self.noting.read_anew(&self.store),
             SeederAction::Collect(session) => {
                 let collecting = self.noting.collect(&self.store, session);
                 let (store, proving) = (self.store.clone(), self.noting.proving());

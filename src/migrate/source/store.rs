@@ -221,6 +221,13 @@ impl Noting {
         }
     }
 
+    /// The proof is of nothing that was read before this.
+    pub(super) fn read_anew(&self, store: &SourceStore) {
+        if let Some(Proving { prover, .. }) = &self.proving {
+            prover.change(store.all);
+        }
+    }
+
     pub(super) fn leechers(&self) -> usize {
         self.sessions.len()
     }
@@ -260,5 +267,40 @@ impl Noting {
         let proving = self.proving.clone().filter(|_| prove);
         let store = store.clone();
         async move { store.sync(noted, proving).await }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{OpenOptions, open};
+    use crate::migrate::protocol::Instance;
+
+    #[tokio::test]
+    async fn a_digest_that_is_wrong_does_not_outlive_a_question_to_read_anew() {
+        let backend = open("mem:1MiB", &OpenOptions::default())
+            .expect("opened")
+            .as_async();
+        let all = BlockRange::new(0, (1 << 20) / BLOCK_BYTES);
+        let store = SourceStore::new(None, Arc::clone(&backend), all);
+        let session = SessionId {
+            migration: MigrationId([1; 16]),
+            instance: Instance([2; 16]),
+            number: 1,
+        };
+        let attempt = AttemptId { session, number: 1 };
+        let mut noting = Noting::default();
+        noting.begin(&store, session);
+        let (_, before) = noting.sync(&store, attempt, true).await;
+        // What it knows of the store is not so.
+        let written = backend.write_at(&[1; 4096], 0, false, Priority::Demand);
+        written.await.expect("written");
+        let (_, wrong) = noting.sync(&store, attempt, true).await;
+        assert_eq!(wrong, before);
+        noting.read_anew(&store);
+        let (_, anew) = noting.sync(&store, attempt, true).await;
+        let expected = Prover::new(backend).prove().await;
+        assert_eq!(anew, expected.map(Some));
+        assert_ne!(anew, before);
     }
 }

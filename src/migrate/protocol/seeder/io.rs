@@ -87,6 +87,9 @@ pub enum SeederAction {
     EndTracking(MigrationId),
     /// Take what was noted.
     Collect(SessionId),
+    /// A leecher trusts nothing, and what is known here of the store may be as wrong: let the next proof be
+    /// of what is read back from now on.
+    ReadAnew,
     /// Call a hook, with a limit to its time.
     CallHook(AttemptId, Hook),
     /// Let no request begin, and wait for those under way.

@@ -206,6 +206,9 @@ impl Seeder {
                     // It has begun an attempt since it asked, or will ask again.
                     Some(open) if open.id == session && finalizing => {}
                     Some(open) if open.id == session => {
+                        if anew && open.is_new(number) {
+                            self.actions.push(SeederAction::ReadAnew);
+                        }
                         match open.ask(number, pulled, everything) {
                             Asked::Nothing => {}
                             Asked::Collect => self.act(SeederAction::Collect(session)),

@@ -52,6 +52,11 @@ impl Session {
         }
     }
 
+    /// Whether it has not asked for this round before.
+    pub(super) fn is_new(&self, number: u32) -> bool {
+        number > self.round
+    }
+
     pub(super) fn ask(&mut self, number: u32, pulled: u32, everything: Option<BlockSet>) -> Asked {
         if number < self.round || (number == self.round && self.asked) {
             return Asked::Nothing;
