@@ -221,25 +221,67 @@ fn a_leecher_in_doubt_asks_and_can_neither_give_up_nor_do_without_bytes_at_the_s
     assert_eq!(actions, told(LeecherNotice::BytesAtSeeder));
 }
 
-#[test]
-fn a_seeder_is_not_released_if_what_was_pulled_differs() {
+/// One that has pulled everything, and waits for the seeder's proof of it.
+fn comparing() -> (AttemptId, Leecher) {
     let (attempt, records) = record(Stage::Owner, true);
     let (mut leecher, actions) = leecher(&records);
     assert!(actions.contains(&LeecherAction::PullRest), "{actions:?}");
     let _ = leecher.handle(LeecherEvent::Started(Ok(())));
     let _ = leecher.handle(LeecherEvent::RestPulled(Ok(())));
+    assert!(asks_for_a_proof(&rest_secured(&mut leecher)));
+    (attempt, leecher)
+}
+
+fn rest_secured(leecher: &mut Leecher) -> Vec<LeecherAction> {
     let pulled = (BlockSet::of(BlockRange::new(0, 8)), Proof([1; 32]));
-    let actions = leecher.handle(LeecherEvent::RestSecured(Ok(pulled)));
-    assert!(matches!(
-        actions[0],
-        LeecherAction::Send(ToSeeder::Prove { .. })
-    ));
-    let proof = Some(Proof([2; 32]));
-    let message = ToLeecher::Proof { attempt, proof };
-    let actions = leecher.handle(LeecherEvent::Message(message));
+    leecher.handle(LeecherEvent::RestSecured(Ok(pulled)))
+}
+
+fn asks_for_a_proof(actions: &[LeecherAction]) -> bool {
+    let asks = |action: &_| matches!(action, LeecherAction::Send(ToSeeder::Prove { .. }));
+    actions.iter().any(asks)
+}
+
+fn proof(attempt: AttemptId, proof: Option<[u8; 32]>) -> LeecherEvent {
+    let proof = proof.map(Proof);
+    LeecherEvent::Message(ToLeecher::Proof { attempt, proof })
+}
+
+#[test]
+fn a_seeder_is_not_released_if_what_was_pulled_differs_each_time_it_is_read() {
+    let (attempt, mut leecher) = comparing();
+    for _ in 0..2 {
+        let actions = leecher.handle(proof(attempt, Some([2; 32])));
+        assert!(actions.contains(&LeecherAction::SecureRest), "{actions:?}");
+        assert!(!leecher.differs());
+        assert!(asks_for_a_proof(&rest_secured(&mut leecher)));
+    }
     let differs = LeecherAction::Tell(LeecherNotice::PulledDiffers);
+    let actions = leecher.handle(proof(attempt, Some([2; 32])));
     assert_eq!(actions, [differs]);
-    assert!(!leecher.can_seed());
+    assert!(leecher.differs() && !leecher.can_seed());
+}
+
+#[test]
+fn a_read_that_fails_or_goes_wrong_once_does_not_keep_the_seeder_for_ever() {
+    let (attempt, mut leecher) = comparing();
+    let actions = leecher.handle(proof(attempt, None));
+    assert!(
+        matches!(
+            &actions[..],
+            [LeecherAction::Tell(LeecherNotice::TryingAgain(_))]
+        ),
+        "{actions:?}"
+    );
+    let retry = leecher.handle(LeecherEvent::Timer(LeecherTimer::Retry));
+    assert!(asks_for_a_proof(&retry), "{retry:?}");
+    let _ = leecher.handle(proof(attempt, Some([2; 32])));
+    assert!(asks_for_a_proof(&rest_secured(&mut leecher)));
+    let actions = leecher.handle(proof(attempt, Some([1; 32])));
+    assert!(
+        matches!(&actions[..], [LeecherAction::Record(record)] if record.stage == Stage::Complete),
+        "{actions:?}"
+    );
 }
 
 #[test]

@@ -9,6 +9,10 @@ use crate::migrate::protocol::{AttemptId, BlockSet, Proof, ToSeeder};
 /// Between two tries of what failed.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
+/// How often what was pulled is compared before it counts as different: a read that went wrong at either end
+/// once is no reason to keep the seeder for ever.
+const COMPARISONS_MAX: u32 = 3;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct CutOver {
@@ -17,6 +21,8 @@ pub(super) struct CutOver {
     recorded: bool,
     /// The device was started, or cannot be.
     started: bool,
+    /// How often the proofs differed.
+    differed: u32,
     step: Step,
 }
 
@@ -38,6 +44,12 @@ enum Step {
     /// What was pulled is not what the seeder has.
     Differs,
 }
+
+const COMPARED_AGAIN: &str =
+    "what was pulled is not what the seeder has, by what both read back: both read it once more";
+
+const UNREADABLE: &str =
+    "the seeder cannot read back what was pulled from it, and its log says why";
 
 impl CutOver {
     /// The seeder has just moved the volume here.
@@ -62,6 +74,7 @@ impl CutOver {
             record,
             recorded: true,
             started: false,
+            differed: 0,
             step,
         }
     }
@@ -207,12 +220,27 @@ impl Leecher {
         if cut_over.record.attempt != Some(attempt) {
             return;
         }
-        if theirs == Some(*ours) {
-            cut_over.step = Step::Proved;
-            self.complete();
-        } else {
-            cut_over.step = Step::Differs;
-            self.tell(LeecherNotice::PulledDiffers);
+        match theirs {
+            Some(theirs) if theirs == *ours => {
+                cut_over.step = Step::Proved;
+                self.complete();
+            }
+            Some(_) => {
+                cut_over.differed += 1;
+                match cut_over.differed < COMPARISONS_MAX {
+                    true => {
+                        cut_over.step = Step::Securing;
+                        self.tell(LeecherNotice::TryingAgain(COMPARED_AGAIN.to_owned()));
+                        self.act(LeecherAction::SecureRest);
+                    }
+                    false => {
+                        cut_over.step = Step::Differs;
+                        self.tell(LeecherNotice::PulledDiffers);
+                    }
+                }
+            }
+            // It is asked again when the time for an answer is over.
+            None => self.tell(LeecherNotice::TryingAgain(UNREADABLE.to_owned())),
         }
     }
 
