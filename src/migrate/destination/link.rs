@@ -22,12 +22,16 @@ const PIECES_MAX: usize = 16;
 /// Between two tries to open a stream.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How many streams in a row may end because the seeder breaks the protocol. Then it will go on doing so.
+const BROKEN_MAX: u32 = 5;
+
 pub(super) type Outgoing = (wire::ToSeeder, Option<BlockSet>);
 
 /// Keeps a stream open until there can be none any more.
 pub(super) async fn keep_open(remote: Arc<Remote>, inputs: mpsc::Sender<Input>) -> Error {
+    let mut broken = 0;
     loop {
-        match remote.open_messages().await {
+        let error = match remote.open_messages().await {
             Ok((sender, receiver)) => {
                 let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
                 let sending = tokio::spawn(send(sender, to_send));
@@ -36,9 +40,19 @@ pub(super) async fn keep_open(remote: Arc<Remote>, inputs: mpsc::Sender<Input>) 
                 sending.abort();
                 tracing::debug!(error = error.chain(), "the stream to the seeder is gone");
                 let _ = inputs.send(Input::Disconnected).await;
+                error
             }
-            Err(error) if error.kind() == ErrorKind::Unreachable => {}
-            Err(error) => return error,
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::Unreachable => broken = 0,
+            ErrorKind::Protocol if broken + 1 < BROKEN_MAX => {
+                if broken == 0 {
+                    tracing::warn!(error = error.chain(), "the seeder is tried again");
+                }
+                broken += 1;
+            }
+            _ => return error,
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -94,5 +108,68 @@ async fn send(mut sender: MessageSender, mut to_send: mpsc::Receiver<Outgoing>) 
         if sender.send(&message, blocks).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+    use crate::backend::{OpenOptions, open};
+    use crate::net::{Content, RemoteOptions, ServedVolume, Server, ServerConfig, arrivals};
+
+    /// Generous: nothing depends on it but when a failure is reported.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_seeder_that_breaks_the_protocol_each_time_is_not_tried_for_ever() {
+        let resource = open("mem:1MiB", &OpenOptions::default()).expect("opened");
+        let state = tempfile::tempdir().expect("a directory");
+        let config = ServerConfig {
+            state_dir: Some(state.path().to_owned()),
+            ..ServerConfig::on("127.0.0.1:0".parse().expect("an address"))
+        };
+        let mut server = Server::bind(config, Vec::new()).expect("it listens");
+        let (to_arrive, mut arriving) = arrivals();
+        let ticket = server
+            .add(ServedVolume {
+                name: "disk".parse().expect("a name"),
+                backend: resource.as_async(),
+                block_bytes: None,
+                read_only: true,
+                content: Content::Instance,
+                instance: resource.instance,
+                leechers: Some(to_arrive),
+            })
+            .expect("added");
+        let serving = tokio::spawn(server.run(pending()));
+        let speaking = tokio::spawn(async move {
+            let mut arrived = Vec::new();
+            while let Some(mut arrival) = arriving.recv().await {
+                // Something else than a seeder says.
+                let nonsense = wire::ToSeeder::Leech {
+                    migration: [0xff; 16],
+                    name: "x".repeat(64),
+                };
+                let _ = arrival.sender.send(&nonsense, None).await;
+                arrived.push(arrival);
+            }
+        });
+        let options = RemoteOptions {
+            read_only: true,
+            ..RemoteOptions::default()
+        };
+        let remote = Remote::connect(ticket, options).await.expect("connected");
+        let (input, mut inputs) = mpsc::channel(16 * BROKEN_MAX as usize);
+        let ended = tokio::time::timeout(PATIENCE, keep_open(remote, input)).await;
+        assert_eq!(ended.expect("it ends").kind(), ErrorKind::Protocol);
+        let mut streams = 0;
+        while let Some(input) = inputs.recv().await {
+            streams += u32::from(matches!(input, Input::Connected(_)));
+        }
+        assert_eq!(streams, BROKEN_MAX);
+        speaking.abort();
+        serving.abort();
     }
 }
