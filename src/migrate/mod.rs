@@ -9,6 +9,7 @@ pub mod destination;
 mod explained;
 mod freeze;
 pub mod migrator;
+mod on_their_way;
 pub mod proof;
 pub mod protocol;
 mod prover;

@@ -7,10 +7,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::runner::Input;
+use crate::migrate::on_their_way::OnTheirWay;
 use crate::migrate::protocol::{AttemptId, BlockSet, ToLeecher};
 use crate::migrate::wire_form::{self, FromSeeder, Piece};
 use crate::net::{MessageReceiver, MessageSender, Remote};
-use crate::wire::migration as wire;
+use crate::wire::migration::{self as wire, MigrationMessage};
 use crate::{Error, ErrorKind};
 
 /// How many messages may wait to be sent. What does not fit is lost, and said again.
@@ -25,7 +26,25 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How many streams in a row may end because the seeder breaks the protocol. Then it will go on doing so.
 const BROKEN_MAX: u32 = 5;
 
-pub(super) type Outgoing = (wire::ToSeeder, Option<BlockSet>);
+type Outgoing = (wire::ToSeeder, Option<BlockSet>);
+
+/// The way to the seeder as long as a stream is open.
+pub(super) struct ToSend {
+    outgoing: mpsc::Sender<Outgoing>,
+    questions: OnTheirWay<wire::ToSeeder>,
+}
+
+impl ToSend {
+    /// Sends a message. Whether it is on its way.
+    pub(super) fn send(&self, message: Outgoing) -> bool {
+        let question = message.0.carries_blocks().then(|| message.0.clone());
+        let queue = || self.outgoing.try_send(message).is_ok();
+        match question {
+            Some(question) => self.questions.queue(question, queue),
+            None => queue(),
+        }
+    }
+}
 
 /// Keeps a stream open until there can be none any more.
 pub(super) async fn keep_open(remote: Arc<Remote>, inputs: mpsc::Sender<Input>) -> Error {
@@ -34,8 +53,13 @@ pub(super) async fn keep_open(remote: Arc<Remote>, inputs: mpsc::Sender<Input>) 
         let error = match remote.open_messages().await {
             Ok((sender, receiver)) => {
                 let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
-                let sending = tokio::spawn(send(sender, to_send));
-                let _ = inputs.send(Input::Connected(outgoing)).await;
+                let questions = OnTheirWay::default();
+                let sending = tokio::spawn(send(sender, to_send, questions.clone()));
+                let to_send = ToSend {
+                    outgoing,
+                    questions,
+                };
+                let _ = inputs.send(Input::Connected(to_send)).await;
                 let error = receive(receiver, &inputs).await;
                 sending.abort();
                 tracing::debug!(error = error.chain(), "the stream to the seeder is gone");
@@ -101,13 +125,18 @@ async fn receive(mut receiver: MessageReceiver, inputs: &mpsc::Sender<Input>) ->
     }
 }
 
-async fn send(mut sender: MessageSender, mut to_send: mpsc::Receiver<Outgoing>) {
+async fn send(
+    mut sender: MessageSender,
+    mut to_send: mpsc::Receiver<Outgoing>,
+    questions: OnTheirWay<wire::ToSeeder>,
+) {
     while let Some((message, blocks)) = to_send.recv().await {
         let blocks = blocks.as_ref().map(BlockSet::as_treemap);
         // The other half sees the end, too.
         if sender.send(&message, blocks).await.is_err() {
             return;
         }
+        questions.sent(&message);
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::announced::Announced;
-use super::link::{Outgoing, keep_open};
+use super::link::{ToSend, keep_open};
 use super::pull::{Bytes, Line, Puller, Pulling};
 use super::rest::Rest;
 use super::{DestinationParts, DestinationStatus, INPUTS_MAX, Order, RestStatus, StartDevice};
@@ -40,7 +40,7 @@ pub(super) enum Input {
         pieces: Option<(AttemptId, mpsc::Receiver<Piece>)>,
     },
     /// There is a stream.
-    Connected(mpsc::Sender<Outgoing>),
+    Connected(ToSend),
     /// There is none any more.
     Disconnected,
     /// There will never be one again.
@@ -70,7 +70,7 @@ pub(super) struct Runner {
     timers: Timers<LeecherTimer>,
     inputs: mpsc::Receiver<Input>,
     input: mpsc::Sender<Input>,
-    outgoing: Option<mpsc::Sender<Outgoing>>,
+    outgoing: Option<ToSend>,
     link: AbortHandle,
     pulling: Option<Pulling>,
     /// Makes what has come durable.
@@ -319,7 +319,7 @@ impl Runner {
                 }
                 let message = wire_form::to_seeder(message);
                 if let Some(outgoing) = &self.outgoing
-                    && outgoing.try_send(message).is_err()
+                    && !outgoing.send(message)
                 {
                     tracing::debug!("a message to the seeder is lost");
                 }

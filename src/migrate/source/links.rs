@@ -8,10 +8,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::runner::Input;
+use crate::migrate::on_their_way::OnTheirWay;
 use crate::migrate::protocol::{AttemptId, BlockSet, MigrationId, ToSeeder};
 use crate::migrate::wire_form::{self, Piece};
 use crate::net::{Arrival, MessageReceiver, MessageSender};
-use crate::wire::migration as wire;
+use crate::wire::migration::{self as wire, MigrationMessage};
 
 /// How many leechers may be connected.
 const LINKS_MAX: usize = 64;
@@ -36,10 +37,31 @@ pub(super) type Pieces = mpsc::Sender<(AttemptId, Piece)>;
 #[derive(Debug)]
 struct Link {
     outgoing: mpsc::Sender<Outgoing>,
+    answers: OnTheirWay<wire::ToLeecher>,
     pieces: Pieces,
     /// The last attempt whose bytes were sent. They arrive if the link stays.
     sent: Option<AttemptId>,
     tasks: [AbortHandle; 2],
+}
+
+impl Link {
+    fn send(&self, message: Outgoing) -> bool {
+        let answer = answer_of(&message.0);
+        let queue = || self.outgoing.try_send(message).is_ok();
+        match answer {
+            Some(answer) => self.answers.queue(answer, queue),
+            None => queue(),
+        }
+    }
+}
+
+/// What a set of blocks answers, whenever that is.
+fn answer_of(message: &wire::ToLeecher) -> Option<wire::ToLeecher> {
+    let mut answer = message.carries_blocks().then(|| message.clone())?;
+    if let wire::ToLeecher::Dirty { held_us, .. } = &mut answer {
+        *held_us = 0;
+    }
+    Some(answer)
 }
 
 impl Drop for Link {
@@ -69,10 +91,13 @@ impl Links {
         let (outgoing, to_send) = mpsc::channel(MESSAGES_MAX);
         let receiving = tokio::spawn(receive(arrival.receiver, number, inputs.clone()));
         let (pieces, pieces_to_send) = mpsc::channel(PIECES_MAX);
-        let sending = tokio::spawn(send(arrival.sender, to_send, pieces_to_send));
+        let answers = OnTheirWay::default();
+        let sending = send(arrival.sender, to_send, answers.clone(), pieces_to_send);
+        let sending = tokio::spawn(sending);
         let tasks = [receiving.abort_handle(), sending.abort_handle()];
         let link = Link {
             outgoing,
+            answers,
             pieces,
             sent: None,
             tasks,
@@ -115,7 +140,7 @@ impl Links {
     /// Sends a message, if there is a way. Whether it is on it.
     pub(super) fn send(&self, to: MigrationId, message: Outgoing) -> bool {
         let link = self.routes.get(&to).and_then(|link| self.links.get(link));
-        let sent = link.is_some_and(|link| link.outgoing.try_send(message).is_ok());
+        let sent = link.is_some_and(|link| link.send(message));
         if !sent {
             tracing::debug!(?to, "a message to a leecher is lost");
         }
@@ -158,6 +183,7 @@ async fn receive(mut receiver: MessageReceiver, link: u64, inputs: mpsc::Sender<
 async fn send(
     mut sender: MessageSender,
     mut to_send: mpsc::Receiver<Outgoing>,
+    answers: OnTheirWay<wire::ToLeecher>,
     mut pieces: mpsc::Receiver<(AttemptId, Piece)>,
 ) {
     loop {
@@ -165,7 +191,11 @@ async fn send(
             biased;
             Some((message, blocks)) = to_send.recv() => {
                 let blocks = blocks.as_ref().map(BlockSet::as_treemap);
-                sender.send(&message, blocks).await
+                let sent = sender.send(&message, blocks).await;
+                if let Some(answer) = answer_of(&message) {
+                    answers.sent(&answer);
+                }
+                sent
             }
             Some((attempt, piece)) = pieces.recv() => {
                 let message = wire_form::of_piece(attempt, &piece);
