@@ -7,6 +7,7 @@ mod chain;
 mod cut_link;
 mod ends;
 mod failures;
+mod in_doubt;
 mod library;
 mod moves;
 mod post_copy;

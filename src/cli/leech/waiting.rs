@@ -69,6 +69,7 @@ impl Waiting {
     pub(super) async fn until_here(&mut self) -> Result<Box<dyn Device>> {
         let mut enter = enter_pressed();
         let mut to_answer = Vec::new();
+        let mut is_too_late = false;
         loop {
             tokio::select! {
                 here = self.leeching.here() => {
@@ -90,12 +91,26 @@ impl Waiting {
                 Some(notice) = self.told.recv() => {
                     tell(&notice);
                     if let LeecherNotice::TooLate = notice {
-                        for order in std::mem::take(&mut to_answer) {
+                        is_too_late = true;
+                        let orders = std::mem::take(&mut to_answer);
+                        let (forced, others): (Vec<_>, Vec<_>) =
+                            orders.into_iter().partition(is_forced);
+                        for order in others {
                             refuse(order, TOO_LATE).await;
+                        }
+                        let ends = !forced.is_empty();
+                        for order in forced {
+                            order.answer(Ok(())).await;
+                        }
+                        if ends {
+                            return Err(left_in_doubt());
                         }
                     }
                 }
-                () = self.signals.next() => self.leeching.abort().await,
+                () = self.signals.next() => match is_too_late {
+                    true => return Err(left_in_doubt()),
+                    false => self.leeching.abort().await,
+                },
                 Some(()) = enter.recv() => self.leeching.ask_to_finalize().await,
                 order = self.orders.order() => match order.command() {
                     Command::Finalize => {
@@ -130,8 +145,19 @@ impl Waiting {
     }
 }
 
-const TOO_LATE: &str =
-    "it is too late: the seeder may have moved the volume already; it is being asked";
+const TOO_LATE: &str = "it is too late: the seeder may have moved the volume already; it is being asked. A second \
+                        signal, or stop with force, ends this all the same: the same command asks again";
+
+/// The record is durable: whoever comes next asks.
+fn left_in_doubt() -> Error {
+    let what = "told to end when the volume may be here already: the same command finds that out, and until \
+                then nothing can use the store";
+    Error::new(ErrorKind::TimedOut, what)
+}
+
+fn is_forced(order: &Order) -> bool {
+    matches!(order.command(), Command::Stop { force: true, .. })
+}
 
 async fn refuse(order: Order, why: &str) {
     order.answer(Err(Error::new(ErrorKind::Busy, why))).await;
@@ -152,10 +178,14 @@ pub(super) async fn draw(mut status: watch::Receiver<DestinationStatus>) {
 pub(super) async fn draw_rest(mut status: watch::Receiver<DestinationStatus>) {
     let mut all = 0;
     loop {
-        let rest = status.borrow_and_update().rest.clone();
+        let (rest, is_lost) = {
+            let status = status.borrow_and_update();
+            (status.rest.clone(), status.lost.is_some())
+        };
         let left = rest.as_ref().map_or(0, |rest| rest.left_bytes);
         all = all.max(left);
         let text = match &rest {
+            Some(_) if is_lost => format!("{} to pull, the seeder is lost", format_size(left)),
             Some(rest) if rest.away_since.is_some() => {
                 format!("{} to pull, the seeder is away", format_size(left))
             }
@@ -229,8 +259,15 @@ fn tell(notice: &LeecherNotice) {
             tracing::error!("some of its bytes are at the seeder alone");
         }
         LeecherNotice::Owner(epoch) => tracing::info!(epoch = epoch.0, "the volume is here"),
+        LeecherNotice::SeederLost(why) => {
+            tracing::error!(
+                "the volume is here, but the seeder cannot be reached by this ticket any more, and is not \
+                 released: {why}. What is still there is pulled when this has ended and the same command is \
+                 given a new ticket"
+            );
+        }
         // They are why this ends.
-        LeecherNotice::NoDevice(_) | LeecherNotice::Over(_) => {}
+        LeecherNotice::LeftInDoubt | LeecherNotice::NoDevice(_) | LeecherNotice::Over(_) => {}
         LeecherNotice::TryingAgain(why) => tracing::warn!("{why}; it is tried again"),
         LeecherNotice::PulledDiffers => {
             tracing::error!("what was pulled is not what the seeder has; it is not released");

@@ -199,8 +199,15 @@ impl Runner {
                 self.handle(LeecherEvent::Disconnected).await;
             }
             Input::Lost(why) => {
-                self.status.send_modify(|status| status.lost = Some(why));
-                self.handle(LeecherEvent::Abort).await;
+                self.status
+                    .send_modify(|status| status.lost = Some(why.clone()));
+                if self.machine.is_in_doubt() {
+                    (self.told)(LeecherNotice::LeftInDoubt);
+                } else if !self.machine.is_owner() {
+                    self.handle(LeecherEvent::Abort).await;
+                } else if !self.machine.is_done() {
+                    (self.told)(LeecherNotice::SeederLost(why));
+                }
             }
             Input::Ended(event) => self.handle(event).await,
             Input::Pulled(number, event) => {

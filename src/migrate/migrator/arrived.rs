@@ -64,7 +64,8 @@ impl Arrived {
 
     /// Waits until the seeder is released, or is known to be gone.
     pub async fn released(&self) {
-        let _ = self.status.clone().wait_for(|status| status.is_done).await;
+        let is_over = |status: &DestinationStatus| status.is_done || status.lost.is_some();
+        let _ = self.status.clone().wait_for(is_over).await;
     }
 
     /// Lets others have the volume move on, while the device is in use: waits until all of it is here,

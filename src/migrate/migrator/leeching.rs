@@ -300,6 +300,11 @@ fn ending(notice: &LeecherNotice) -> Option<Error> {
                  `blockferry mount`, can try again"
             ),
         )),
+        LeecherNotice::LeftInDoubt => Some(Error::new(
+            ErrorKind::Unreachable,
+            "whether the volume is here the seeder alone knows, and it does not answer by this ticket any \
+             more; give the same command a new one",
+        )),
         LeecherNotice::Over(reason) => Some(Error::new(
             ErrorKind::Io,
             format!("the volume is not here: {reason}"),
@@ -371,6 +376,7 @@ impl Leeching {
             Some(error) = self.endings.recv() => {
                 let lost = self.status.borrow().lost.clone();
                 Err(match lost {
+                    Some(lost) if error.kind() == ErrorKind::Unreachable => error.because(lost),
                     Some(lost) => Error::new(ErrorKind::Unreachable, lost),
                     None => error,
                 })

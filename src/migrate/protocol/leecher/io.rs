@@ -166,6 +166,10 @@ pub enum LeecherNotice {
     InDoubt,
     /// It cannot be given up: the seeder may have moved the volume already.
     TooLate,
+    /// The same, and the seeder will not answer any more by the ticket that there is.
+    LeftInDoubt,
+    /// The volume is here, and by that ticket the seeder will never hear it, or give what it has of it still.
+    SeederLost(String),
     /// It cannot be assumed that the volume is here: some of its bytes are at the seeder alone.
     BytesAtSeeder,
     /// The volume is here, and the device with it.

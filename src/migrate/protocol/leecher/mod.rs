@@ -166,6 +166,11 @@ impl Leecher {
         matches!(self.state, State::CutOver(_))
     }
 
+    /// Whether nobody but the seeder knows if the volume is here.
+    pub fn is_in_doubt(&self) -> bool {
+        matches!(self.state, State::Committing { .. })
+    }
+
     /// Whether a round may be left half pulled for the cut-over.
     pub fn may_leave_a_round(&self) -> bool {
         self.config.mode == Mode::Hybrid
