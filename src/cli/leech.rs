@@ -124,6 +124,11 @@ pub(super) struct Args {
     #[arg(long)]
     accept_loss: bool,
 
+    /// If it is in doubt whether the volume is here, take it that it is, without asking the seeder. Only for
+    /// when that is gone for good: if it is not, and has the volume still, both hosts have it from then on
+    #[arg(long)]
+    assume_committed: bool,
+
     /// After how many rounds the volume moves whatever the prediction is
     #[arg(long, value_name = "N", default_value = "30",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
@@ -374,6 +379,7 @@ impl Args {
             accept_loss: self.accept_loss,
             compression: self.compress,
             can_seed: self.listen.is_some(),
+            assume_committed: self.assume_committed,
             ..LeechOptions::new(name)?
         })
     }

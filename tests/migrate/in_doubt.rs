@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use super::ends::{SIZE, World, until};
+use super::ends::{SIZE, World, are_equal, until};
 
 const VOLUME: VolumeId = VolumeId([3; 16]);
 
@@ -129,4 +129,39 @@ fn a_leecher_in_doubt_can_be_left_by_a_second_signal_and_by_force() {
     world.succeeds(&["stop", "--force", "leecher"]);
     assert_eq!(leecher.ended(), Some(1), "{}", leecher.log());
     is_still_in_doubt(&world);
+}
+
+#[test]
+fn a_leecher_in_doubt_whose_seeder_is_gone_for_good_has_the_volume_if_its_user_says_so() {
+    let Some(world) = World::new() else { return };
+    let server = world.serve("a.img");
+    drop(server);
+    world.leave_in_doubt("b.img", false);
+    std::fs::copy(world.path("b.img"), world.path("before.img")).expect("copied");
+    let store = world.url("b.img");
+    let leecher = world.leech(&store, &["--assume-committed"]);
+    let mut leecher = leecher.wait_until_here();
+    world.succeeds(&["stop", "leecher"]);
+    assert_eq!(leecher.ended(), Some(0), "{}", leecher.log());
+    assert!(are_equal(&world.path("b.img"), &world.path("before.img")));
+    // It is an owner like any other.
+    let mut mount = world.mount("b.img");
+    assert!(!mount.line().is_empty(), "{}", mount.log());
+}
+
+#[test]
+fn nothing_is_assumed_of_a_store_that_lacks_bytes_or_is_not_in_doubt() {
+    let Some(world) = World::new() else { return };
+    let server = world.serve("a.img");
+    drop(server);
+    world.leave_in_doubt("part.img", true);
+    std::fs::copy(world.path("a.img"), world.path("other.img")).expect("copied");
+    for (file, why) in [
+        ("part.img", "left at the seeder"),
+        ("other.img", "there is no doubt"),
+    ] {
+        let mut leecher = world.leech(&world.url(file), &["--assume-committed"]);
+        assert_eq!(leecher.ended(), Some(1), "{}", leecher.log());
+        assert!(leecher.log().contains(why), "{}", leecher.log());
+    }
 }

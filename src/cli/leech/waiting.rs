@@ -251,7 +251,8 @@ fn tell(notice: &LeecherNotice) {
         }
         LeecherNotice::InDoubt => {
             tracing::warn!(
-                "nobody but the seeder knows whether the volume is here; it is being asked"
+                "nobody but the seeder knows whether the volume is here; it is being asked (if it is gone for \
+                 good: --assume-committed)"
             );
         }
         LeecherNotice::TooLate => tracing::warn!("{TOO_LATE}"),

@@ -65,6 +65,9 @@ pub struct LeechOptions {
     pub compression: Compression,
     /// The volume can be seeded on from here, while its device is in use.
     pub can_seed: bool,
+    /// Where it is in doubt whether the volume is here, it is, without asking the seeder: for when that is
+    /// gone for good. If it is not, and has the volume, both hosts do from then on.
+    pub assume_committed: bool,
     /// Is told of each part of the volume when it has come for the first time.
     pub part_is_local: Option<PartCall>,
     /// Is told what a user may want to know. May not block.
@@ -95,6 +98,7 @@ impl LeechOptions {
             accept_loss: false,
             compression: Compression::Auto,
             can_seed: false,
+            assume_committed: false,
             part_is_local: None,
             told: Box::new(|notice| tracing::info!(?notice, "leeching")),
         })
@@ -156,6 +160,12 @@ impl Migrator {
         mut options: LeechOptions,
     ) -> Result<Leeching> {
         let store = store.clone().for_volume(&ticket.volume);
+        if options.assume_committed {
+            if !store.has_arrived() {
+                store.assume_committed().await?;
+            }
+            return self.go_on(&store, &options).await;
+        }
         let remote = RemoteOptions {
             known_identity: store.volume().map(|volume| volume.0),
             ..options.remote()

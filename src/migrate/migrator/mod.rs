@@ -42,6 +42,7 @@
 //! ```
 
 mod arrived;
+mod assumed;
 mod leeching;
 mod seeding;
 mod store;

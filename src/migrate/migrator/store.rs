@@ -112,9 +112,12 @@ impl LeechStore {
         }
         let standing = self.records().map(|records| records.standing());
         let meaning = match standing {
-            Some(Standing::InDoubt(_)) => {
-                "whether the volume is here the seeder alone knows: try again when it is back"
-                    .to_owned()
+            Some(Standing::InDoubt(record)) => {
+                let known = "whether the volume is here the seeder alone knows: try again when it is back";
+                match record.post_copy {
+                    true => known.to_owned(),
+                    false => format!("{known}, or, if it is gone for good, with --assume-committed"),
+                }
             }
             Some(Standing::Completing(_)) => {
                 "the volume is here, but for bytes that the seeder alone has: try again when it is back"
