@@ -76,6 +76,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "STORE")]
     store: LeechStore,
 
+    /// Replace a file that has something else than a part of a volume; without this it is refused. What is
+    /// equal in it does not travel
+    #[arg(long)]
+    overwrite: bool,
+
     /// Seed the volume on when it is here: the address and UDP port to listen on
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
@@ -380,6 +385,7 @@ impl Args {
             compression: self.compress,
             can_seed: self.listen.is_some(),
             assume_committed: self.assume_committed,
+            overwrite: self.overwrite,
             ..LeechOptions::new(name)?
         })
     }

@@ -27,7 +27,11 @@ fn leech_and_abort(world: &World) {
 
 /// Leeches until the volume is here. How many bytes were asked for.
 fn leech(world: &World, store: &str) -> u64 {
-    let mut leecher = world.leech(&world.url(store), &[]).wait_until_ready();
+    leech_with(world, store, &[])
+}
+
+fn leech_with(world: &World, store: &str, args: &[&str]) -> u64 {
+    let mut leecher = world.leech(&world.url(store), args).wait_until_ready();
     let mut fetched = 0;
     until("the seeder is released", || {
         let status = world.status("leecher");
@@ -71,11 +75,32 @@ fn a_store_that_was_damaged_meanwhile_ends_as_the_volume() {
 }
 
 #[test]
-fn a_store_full_of_something_else_ends_as_the_volume() {
+fn a_store_full_of_something_else_is_replaced_only_if_that_is_said() {
     let Some(world) = World::new() else { return };
     let mut seeder = world.seed("a.img", &[]).wait_until_ready();
     File::create(world.path("b.img")).expect("made");
     write(&world.path("b.img"), 0, SIZE, 0xEE);
+    let ticket = format!("@{}", world.path("ticket").display());
+    let store = world.url("b.img");
+    world.fails(
+        &["leech", &ticket, "--store", &store, "--device", "fuse"],
+        &["b.img exists, and has data", "--overwrite"],
+    );
+    let is_untouched = |byte: &u8| *byte == 0xEE;
+    let bytes = std::fs::read(world.path("b.img")).expect("read");
+    assert!(bytes.len() as u64 == SIZE && bytes.iter().all(is_untouched));
+    assert!(!world.path("b.img.blockferry").exists());
+    leech_with(&world, "b.img", &["--overwrite"]);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+    assert!(are_equal(&world.path("a.img"), &world.path("b.img")));
+}
+
+#[test]
+fn a_file_of_holes_is_taken_as_one_that_was_made_for_it() {
+    let Some(world) = World::new() else { return };
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let store = File::create(world.path("b.img")).expect("made");
+    store.set_len(SIZE).expect("sized");
     leech(&world, "b.img");
     assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
     assert!(are_equal(&world.path("a.img"), &world.path("b.img")));

@@ -68,6 +68,8 @@ pub struct LeechOptions {
     /// Where it is in doubt whether the volume is here, it is, without asking the seeder: for when that is
     /// gone for good. If it is not, and has the volume, both hosts do from then on.
     pub assume_committed: bool,
+    /// A store that has something else than a part of a volume is replaced, and not refused.
+    pub overwrite: bool,
     /// Is told of each part of the volume when it has come for the first time.
     pub part_is_local: Option<PartCall>,
     /// Is told what a user may want to know. May not block.
@@ -99,6 +101,7 @@ impl LeechOptions {
             compression: Compression::Auto,
             can_seed: false,
             assume_committed: false,
+            overwrite: false,
             part_is_local: None,
             told: Box::new(|notice| tracing::info!(?notice, "leeching")),
         })
@@ -152,7 +155,7 @@ impl Migrator {
     ///
     /// # Errors
     /// Where the seeder cannot be reached, and where the store cannot be made or cannot be that of the
-    /// volume.
+    /// volume; `Foreign` where it has something else, unless [`LeechOptions::overwrite`] is said.
     pub async fn leech(
         &self,
         ticket: Ticket,
@@ -184,7 +187,7 @@ impl Migrator {
         if store.has_arrived() {
             tracing::warn!("{store} has the volume by its record: there is nothing to pull");
         }
-        let store = store.open(&remote.geometry())?;
+        let store = store.open(&remote.geometry(), options.overwrite)?;
         let here = self.here(store, &options)?;
         let (started, device) = mpsc::channel(1);
         let (over, endings) = mpsc::channel(ENDINGS_MAX);

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::backend::{self, OpenOptions, Resource};
+use crate::backend::{self, Kind, OpenOptions, Resource};
 use crate::migrate::protocol::{Records, Standing, VolumeId};
 use crate::migrate::records::RecordFile;
 use crate::wire::VolumeName;
@@ -133,8 +133,9 @@ impl LeechStore {
         Error::new(error.kind(), format!("{self}: {meaning}")).because(error.chain())
     }
 
-    /// Opens the store for a volume of this geometry, and makes it if it is not there.
-    pub(super) fn open(&self, geometry: &Geometry) -> Result<Resource> {
+    /// Opens the store for a volume of this geometry, and makes it if it is not there. What is no part of a
+    /// volume stays as it is unless it may be overwritten.
+    pub(super) fn open(&self, geometry: &Geometry, overwrite: bool) -> Result<Resource> {
         let len_bytes = geometry.resource_bytes();
         let options = OpenOptions {
             block_bytes: Some(geometry.logical_block_bytes()),
@@ -153,8 +154,13 @@ impl LeechStore {
                 format!("{} is a directory: a file in it is needed", path.display()),
             )),
             Self::File(path) => {
-                make(path, len_bytes)?;
-                backend::open(&self.to_string(), &options)
+                let is_new = make(path, len_bytes)?;
+                let store = backend::open(&self.to_string(), &options)?;
+                // One of another size is refused as that.
+                if !is_new && !overwrite && store.geometry.resource_bytes() == len_bytes {
+                    refuse_something_else(path, &store)?;
+                }
+                Ok(store)
             }
         }
     }
@@ -169,16 +175,41 @@ impl LeechStore {
     }
 }
 
-/// A file that is not there becomes one of holes.
-fn make(path: &Path, len_bytes: u64) -> Result<()> {
+/// Refuses a file that has data of which no record says that they are of a volume.
+fn refuse_something_else(path: &Path, store: &Resource) -> Result<()> {
+    let file = match &store.kind {
+        // A block device is refused, whatever it has.
+        Kind::File(file) if !file.is_block_device() => file,
+        _ => return Ok(()),
+    };
+    if RecordFile::beside(path)?.read()?.is_some() {
+        return Ok(());
+    }
+    let data = file.first_data(0);
+    match data.context_io(|| format!("cannot tell whether {} has data", path.display()))? {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            ErrorKind::Foreign,
+            format!(
+                "{} exists, and has data of which nothing says that they are of this volume: they would be \
+                 lost. Leech into another file, or have it replaced by --overwrite",
+                path.display()
+            ),
+        )),
+    }
+}
+
+/// A file that is not there becomes one of holes. Whether it did.
+fn make(path: &Path, len_bytes: u64) -> Result<bool> {
     let cannot = || format!("cannot make {}", path.display());
     let made = FileOptions::new().write(true).create_new(true).open(path);
     match made {
         Ok(file) => file
             .set_len(len_bytes)
             .and_then(|()| file.sync_all())
+            .map(|()| true)
             .context_io(cannot),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
             // A directory that was given as the store.
             Some(directory) if !directory.exists() => {
