@@ -18,8 +18,10 @@ const FILE_SUFFIX: &str = ".img";
 /// Where a volume is to be: `file:PATH`, a directory, or `mem:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeechStore {
-    /// A file, made if it does not exist.
+    /// A file, made if it does not exist, in a directory that does.
     File(PathBuf),
+    /// A file, made if it does not exist, as its directory is.
+    InDirectory(PathBuf),
     /// A file in this directory, which has the volume's name; both are made if they do not exist.
     Directory(PathBuf),
     /// Memory of this process, with which the volume is gone.
@@ -51,7 +53,7 @@ impl FromStr for LeechStore {
 impl fmt::Display for LeechStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::File(path) | Self::InDirectory(path) => write!(f, "file:{}", path.display()),
             Self::Directory(path) => path.display().fmt(f),
             Self::Memory => f.write_str("mem:"),
         }
@@ -64,7 +66,7 @@ impl LeechStore {
     pub fn for_volume(self, volume: &VolumeName) -> Self {
         match self {
             Self::Directory(path) => {
-                Self::File(path.join(format!("{}{FILE_SUFFIX}", volume.as_str())))
+                Self::InDirectory(path.join(format!("{}{FILE_SUFFIX}", volume.as_str())))
             }
             other => other,
         }
@@ -77,7 +79,7 @@ impl LeechStore {
 
     /// What is kept of it, if there is anything.
     fn records(&self) -> Option<Records> {
-        let Self::File(path) = self else {
+        let (Self::File(path) | Self::InDirectory(path)) = self else {
             return None;
         };
         let kept = RecordFile::beside(path).and_then(|file| file.read());
@@ -153,7 +155,10 @@ impl LeechStore {
                 ErrorKind::InvalidInput,
                 format!("{} is a directory: a file in it is needed", path.display()),
             )),
-            Self::File(path) => {
+            Self::File(path) | Self::InDirectory(path) => {
+                if let (Self::InDirectory(_), Some(directory)) = (self, path.parent()) {
+                    make_directory(directory)?;
+                }
                 let is_new = make(path, len_bytes)?;
                 let store = backend::open(&self.to_string(), &options)?;
                 // One of another size is refused as that.
@@ -199,33 +204,76 @@ fn refuse_something_else(path: &Path, store: &Resource) -> Result<()> {
     }
 }
 
-/// A file that is not there becomes one of holes. Whether it did.
+fn make_directory(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::io(format!("cannot make {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file that is not there, or that whoever made it could not give its size, becomes one of holes. Whether
+/// it did.
 fn make(path: &Path, len_bytes: u64) -> Result<bool> {
     let cannot = || format!("cannot make {}", path.display());
     let made = FileOptions::new().write(true).create_new(true).open(path);
-    match made {
-        Ok(file) => file
-            .set_len(len_bytes)
-            .and_then(|()| file.sync_all())
-            .map(|()| true)
-            .context_io(cannot),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
-            // A directory that was given as the store.
-            Some(directory) if !directory.exists() => {
-                fs::create_dir(directory)
-                    .context_io(|| format!("cannot make {}", directory.display()))?;
-                make(path, len_bytes)
+    let file = match made {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            match is_empty_file(path).context_io(cannot)? {
+                true => FileOptions::new()
+                    .write(true)
+                    .open(path)
+                    .context_io(cannot)?,
+                false => return Ok(false),
             }
-            _ => Err(Error::io(cannot(), error)),
-        },
-        Err(error) => Err(Error::io(cannot(), error)),
-    }
+        }
+        Err(error) => return Err(Error::io(cannot(), error)),
+    };
+    file.set_len(len_bytes)
+        .and_then(|()| file.sync_all())
+        .map(|()| true)
+        .context_io(cannot)
+}
+
+/// Whether it is a file that has nothing and is the rest of nothing.
+fn is_empty_file(path: &Path) -> io::Result<bool> {
+    let there = fs::metadata(path)?;
+    let has_record = || RecordFile::beside(path).is_ok_and(|record| record.path().exists());
+    Ok(there.is_file() && there.len() == 0 && !has_record())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_directory_that_was_given_is_made_and_an_empty_file_is_as_good_as_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let geometry = Geometry::new(1 << 20, 512).expect("a geometry");
+        let absent = directory.path().join("absent");
+        let store = LeechStore::File(absent.join("x.img"));
+        let error = store.open(&geometry, false).expect_err("no directory");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(!absent.exists());
+        let volume: VolumeName = "disk".parse().expect("a name");
+        let store = LeechStore::Directory(absent.clone()).for_volume(&volume);
+        // The directory, and then the file in it, is there.
+        for _ in 0..2 {
+            store.open(&geometry, false).expect("made");
+        }
+        let path = absent.join("disk.img");
+        std::fs::write(&path, "").expect("emptied");
+        store.open(&geometry, false).expect("made again");
+        assert_eq!(std::fs::metadata(&path).expect("there").len(), 1 << 20);
+
+        // The record is of something that was in it.
+        std::fs::write(&path, "").expect("emptied");
+        std::fs::write(absent.join("disk.img.blockferry"), "").expect("written");
+        store.open(&geometry, false).expect_err("it is empty");
+        assert_eq!(std::fs::metadata(&path).expect("there").len(), 0);
+    }
 
     #[test]
     fn a_directory_is_a_file_of_the_volumes_name_and_what_is_no_store_is_refused() {
