@@ -288,7 +288,7 @@ impl End {
         self
     }
 
-    /// Waits for the first line alone: of what came before nobody knows the downtime.
+    /// Waits for the first line alone.
     pub(crate) fn wait_until_here(mut self) -> Self {
         self.device = PathBuf::from(self.line());
         assert!(self.device.exists(), "{:?}: {}", self.device, self.log());

@@ -211,7 +211,8 @@ fn whoever_is_killed_goes_on_by_his_name_with_one_owner() {
     drop(seeder);
     leecher.crash();
 
-    let leecher = world.recover("leecher").wait_until_here();
+    let leecher = world.recover("leecher").wait_until_ready();
+    assert_eq!(leecher.second, "downtime unknown");
     assert!(
         leecher.log().contains("goes on without its seeder"),
         "{}",

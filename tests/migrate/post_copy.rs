@@ -99,6 +99,7 @@ fn a_leecher_that_is_killed_with_bytes_at_the_seeder_goes_on_with_every_write() 
         leecher = world.leech_after(&[]);
         device = leecher.line().into();
         assert!(device.exists(), "{}", leecher.log());
+        assert_eq!(leecher.line(), "downtime unknown");
     }
     let _link = link.fast();
     written.is_on(&device);
