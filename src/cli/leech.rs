@@ -243,7 +243,7 @@ impl Args {
         let service = match self.listen {
             Some(at) => {
                 let options = self.service.options(claim.name(), &running)?;
-                Some((self.service.listen(at)?, options))
+                Some((self.service.listen(at, claim.name())?, options))
             }
             None => None,
         };

@@ -104,7 +104,7 @@ impl Args {
         };
         let resource = backend::open(&self.resource, &options)?;
         let (kind, options) = self.device.choose(&claim)?;
-        let server = self.service.listen(self.listen)?;
+        let server = self.service.listen(self.listen, claim.name())?;
         let running = Arc::default();
         let seed_options = self.service.options(claim.name(), &running)?;
         let migrator = Migrator::new(kind, options.clone());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use blockferry::Result;
 use blockferry::migrate::protocol::SeederNotice;
 use blockferry::migrate::{SeedOptions, Seeding};
-use blockferry::net::{Server, ServerConfig, write_private};
+use blockferry::net::{Server, ServerConfig, check_private, write_private};
 use blockferry::ops::Name;
 use blockferry::wire::HostPort;
 
@@ -53,14 +53,20 @@ impl SeedServiceArgs {
             || self.hooks.is_any()
     }
 
-    /// Listens.
-    pub(super) fn listen(&self, at: SocketAddr) -> Result<Server> {
+    /// Listens, for a volume of this name. What would keep that from being served, and its ticket from being
+    /// handed out, is found out here, before there is a volume.
+    pub(super) fn listen(&self, at: SocketAddr, name: &Name) -> Result<Server> {
+        if let Some(path) = &self.ticket_file {
+            check_private(path)?;
+        }
         let config = ServerConfig {
             advertise: self.advertise.clone(),
             state_dir: self.state_dir.clone(),
             ..ServerConfig::on(at)
         };
-        Server::bind(config, Vec::new())
+        let mut server = Server::bind(config, Vec::new())?;
+        server.reserve(&name.as_str().parse()?)?;
+        Ok(server)
     }
 
     /// How the volume is seeded. Hooks that run are in `running`.

@@ -41,7 +41,7 @@ mod window;
 
 pub use content::Content;
 pub use message_stream::{Arrival, Arrivals, MessageReceiver, MessageSender, Payload, arrivals};
-pub use private_file::write_private;
+pub use private_file::{check_private, write_private};
 pub use remote::{Remote, RemoteOptions};
 pub use server::{LEASE_DEFAULT, ServedVolume, Server, ServerConfig};
 pub use state_dir::StateDir;

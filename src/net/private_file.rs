@@ -18,6 +18,21 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 /// `InvalidInput` where there is something that is no regular file; else what the operating system
 /// reports. `path` is then as it was.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = write_beside(path, bytes)?;
+    let renamed =
+        fs::rename(&temporary.0, path).context_io(|| format!("cannot write {}", path.display()));
+    renamed.and_then(|()| sync_parent(path))
+}
+
+/// Finds out whether [`write_private`] can write there, and leaves everything as it is.
+///
+/// # Errors
+/// As there.
+pub fn check_private(path: &Path) -> Result<()> {
+    write_beside(path, b"").map(drop)
+}
+
+fn write_beside(path: &Path, bytes: &[u8]) -> Result<Temporary> {
     // The rename would put a file in the place of a device or a link.
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
         return Err(Error::new(
@@ -25,10 +40,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
             format!("{} is no regular file; name another one", path.display()),
         ));
     }
-    let temporary = write_temporary(path, bytes)?;
-    let renamed =
-        fs::rename(&temporary.0, path).context_io(|| format!("cannot write {}", path.display()));
-    renamed.and_then(|()| sync_parent(path))
+    write_temporary(path, bytes)
 }
 
 /// As [`write_private`], but leaves a file alone that is there already. Says whether it wrote.
@@ -139,8 +151,11 @@ mod tests {
     fn what_cannot_be_written_leaves_nothing_behind() {
         let dir = tempfile::tempdir().expect("a directory");
         fs::create_dir(dir.path().join("a")).expect("made");
-        assert!(write_private(&dir.path().join("a"), b"x").is_err());
-        assert!(write_private(&dir.path().join("no/such"), b"x").is_err());
+        for path in ["a", "no/such"].map(|name| dir.path().join(name)) {
+            assert!(check_private(&path).is_err());
+            assert!(write_private(&path, b"x").is_err());
+        }
+        check_private(&dir.path().join("b")).expect("it can be");
         assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
     }
 }

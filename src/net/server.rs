@@ -21,7 +21,7 @@ use super::hello::{Gatekeeper, HELLO_TIMEOUT};
 use super::lease::Record;
 use super::message_stream::Arrivals;
 use super::session;
-use super::state_dir::StateDir;
+use super::state_dir::{StateDir, VolumeLock};
 use super::tls::{self, TlsFiles};
 use super::transport::{self, Side};
 use super::volume::{Lease, Presence, Volume};
@@ -99,6 +99,7 @@ pub struct Server {
     configs: Configs,
     gatekeeper: Arc<Gatekeeper>,
     tickets: HashMap<VolumeName, Ticket>,
+    reserved: HashMap<VolumeName, VolumeLock>,
     pool: Arc<BufferPool>,
     unauthenticated: Arc<Semaphore>,
     advertised: HostPort,
@@ -157,6 +158,7 @@ impl Server {
             configs,
             gatekeeper: Arc::new(gatekeeper),
             tickets: HashMap::new(),
+            reserved: HashMap::new(),
             pool: Arc::default(),
             unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED_MAX)),
             advertised,
@@ -166,6 +168,20 @@ impl Server {
             server.add(volume)?;
         }
         Ok(server)
+    }
+
+    /// Keeps a name for a volume that is still to come: no other server has one of that name out of the same
+    /// directory.
+    ///
+    /// # Errors
+    /// `Busy` where another one has, and what makes its secret or its lease unreadable.
+    pub fn reserve(&mut self, name: &VolumeName) -> Result<()> {
+        let state = &self.gatekeeper.state;
+        let lock = state.lock(name)?;
+        state.lease(name)?;
+        state.secret(name)?;
+        self.reserved.insert(name.clone(), lock);
+        Ok(())
     }
 
     /// Adds a volume, before it serves. Gives its ticket.
@@ -181,8 +197,12 @@ impl Server {
         if gatekeeper.volumes.contains_key(&name) {
             return Err(two_of_one_name(&name));
         }
-        let opened = Arc::new(open(volume, &gatekeeper.state, self.lease)?);
         let state = &gatekeeper.state;
+        let lock = match self.reserved.remove(&name) {
+            Some(lock) => lock,
+            None => state.lock(&name)?,
+        };
+        let opened = Arc::new(open(volume, lock, state, self.lease)?);
         let ticket = state.announce(&name, &self.advertised, gatekeeper.certificates)?;
         gatekeeper.volumes.insert(name.clone(), opened);
         self.tickets.insert(name, ticket.clone());
@@ -304,12 +324,16 @@ impl Server {
     }
 }
 
-fn open(volume: ServedVolume, state: &StateDir, lease_time: Duration) -> Result<Volume> {
+fn open(
+    volume: ServedVolume,
+    lock: VolumeLock,
+    state: &StateDir,
+    lease_time: Duration,
+) -> Result<Volume> {
     let capabilities = volume.backend.capabilities();
     let len_bytes = volume.backend.size();
     let own_block_bytes = capabilities.logical_block_bytes;
     let geometry = Geometry::with_blocks(len_bytes, own_block_bytes, volume.block_bytes)?;
-    let lock = state.lock(&volume.name)?;
     let mut record = state.lease(&volume.name)?;
     let content = volume.content;
     let found = ServedContent::find(content, volume.instance, len_bytes, state, &volume.name)?;

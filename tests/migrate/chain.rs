@@ -92,6 +92,51 @@ fn a_leecher_that_seeds_on_is_stopped_as_a_seeder_is_and_keeps_the_volume_when_i
 }
 
 #[test]
+fn what_cannot_be_seeded_on_does_not_move_here() {
+    let Some(world) = World::new() else { return };
+    let seeder = world.seed("a.img", &[]).wait_until_ready();
+    let writer = Writer::start(&seeder.device, 1, Written::default());
+    let ticket = std::fs::read_to_string(world.path("ticket")).expect("written");
+    let address = ticket
+        .trim_start_matches("blockferry://")
+        .split('/')
+        .next()
+        .expect("an address")
+        .to_owned();
+    let store = world.url("b.img");
+    let state = world.path("state").display().to_string();
+    let nowhere = world.path("no/such/ticket").display().to_string();
+    let common = [
+        "leech",
+        ticket.trim(),
+        "--store",
+        &store,
+        "--device",
+        "fuse",
+    ];
+    std::fs::write(world.path("c.img"), [1; 4096]).expect("written");
+    let mut server = world.serve("c.img");
+    for (service, part) in [
+        // A port that is taken, a name that another process serves, and a ticket that nobody would get.
+        (["--listen", &address, "--name", "second"], "in use"),
+        (
+            ["--listen", "127.0.0.1:0", "--name", "served"],
+            "serves a volume named `served`",
+        ),
+        (
+            ["--listen", "127.0.0.1:0", "--ticket-file", &nowhere],
+            "no/such/ticket",
+        ),
+    ] {
+        let args = [&common[..], &service, &["--state-dir", &state]].concat();
+        world.fails(&args, &[part]);
+        assert!(!world.path("b.img").exists(), "{part}");
+    }
+    server.crash();
+    writer.stop().is_on(&seeder.device);
+}
+
+#[test]
 fn what_only_a_service_needs_is_refused_without_one() {
     let Some(world) = World::new() else { return };
     let _seeder = world.seed("a.img", &[]).wait_until_ready();
