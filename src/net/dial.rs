@@ -41,6 +41,8 @@ pub(super) struct Dialer {
     tls: ClientTls,
     v4: Mutex<Option<Endpoint>>,
     v6: Mutex<Option<Endpoint>>,
+    /// The other end is to be a seeder.
+    leeches: bool,
     /// The server may have heard who we are.
     has_said_hello: AtomicBool,
 }
@@ -72,16 +74,19 @@ pub(super) struct Greeted {
 }
 
 impl Dialer {
-    pub(super) fn new(target: Ticket, files: Option<&TlsFiles>) -> Result<Self> {
+    pub(super) fn new(target: Ticket, files: Option<&TlsFiles>, leeches: bool) -> Result<Self> {
         let tls = match (&target.credentials, files) {
             (Some(credentials), None) => ClientTls::with_fingerprint(credentials.fingerprint)?,
             (None, Some(files)) => ClientTls::with_files(files)?,
             (None, None) => {
+                let or_else = match leeches {
+                    true => "as `blockferry seed` printed it",
+                    false => "or --ca, --cert and --key",
+                };
                 return Err(Error::new(
                     ErrorKind::InvalidInput,
                     format!(
-                        "`{target}` has no secret behind a `#`; give the whole ticket, or \
-                         --ca, --cert and --key"
+                        "`{target}` has no secret behind a `#`; give the whole ticket, {or_else}"
                     ),
                 ));
             }
@@ -97,8 +102,21 @@ impl Dialer {
             tls,
             v4: Mutex::default(),
             v6: Mutex::default(),
+            leeches,
             has_said_hello: AtomicBool::new(false),
         })
+    }
+
+    /// What a user may do where nobody answers.
+    pub(super) fn what_to_look_at(&self) -> String {
+        let verb = match self.leeches {
+            true => "seed",
+            false => "serve",
+        };
+        format!(
+            "is `blockferry {verb}` running there, and does UDP port {} get through?",
+            self.target.address.port
+        )
     }
 
     pub(super) fn target(&self) -> &Ticket {
@@ -268,17 +286,18 @@ impl Dialer {
             return tell_user(Error::new(ErrorKind::Protocol, context).because(error));
         }
         if ALERT_CERTIFICATES.contains(&code.wrapping_sub(ALERT_BASE)) {
-            let context = format!(
-                "{at} and this end do not accept each other's certificates; \
-                 check --ca, --cert and --key on both"
-            );
+            let context = match self.leeches {
+                true => format!(
+                    "{at} wants a certificate, which no `blockferry seed` does; get a new ticket of that"
+                ),
+                false => format!(
+                    "{at} and this end do not accept each other's certificates; \
+                     check --ca, --cert and --key on both"
+                ),
+            };
             return tell_user(Error::new(ErrorKind::Unauthenticated, context).because(error));
         }
-        let context = format!(
-            "no answer from {at}; is `blockferry serve` running there, and does UDP port {} \
-             get through?",
-            at.port
-        );
+        let context = format!("no answer from {at}; {}", self.what_to_look_at());
         try_again(Error::new(ErrorKind::Unreachable, context).because(error))
     }
 

@@ -29,7 +29,7 @@ const LIVED_WELL: Duration = Duration::from_secs(1);
 /// Makes the first connection of this process. Unlike later ones it has a deadline, and tells what is
 /// wrong.
 pub(super) async fn first(target: Ticket, options: RemoteOptions) -> Result<Shared> {
-    let dialer = Dialer::new(target, options.tls.as_ref())?;
+    let dialer = Dialer::new(target, options.tls.as_ref(), options.leeches)?;
     let mut client = ClientRecord::open(options.client_file.as_deref())?;
     let client_id = client.client_id();
     let client_name = options.client_name.clone().unwrap_or_else(host_name);
@@ -104,10 +104,9 @@ fn out_of_time(dialer: &Dialer, options: &RemoteOptions, last: Option<Error>) ->
         None => Error::new(
             kind,
             format!(
-                "no answer from {} in {seconds} s; is `blockferry serve` running there, and \
-                 does UDP port {} get through?",
+                "no answer from {} in {seconds} s; {}",
                 dialer.target().address,
-                dialer.target().address.port
+                dialer.what_to_look_at()
             ),
         ),
     }

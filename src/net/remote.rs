@@ -62,6 +62,8 @@ pub struct RemoteOptions {
     pub client_name: Option<String>,
     /// Certificates of a CA, for a target without a secret.
     pub tls: Option<TlsFiles>,
+    /// The other end is a seeder: errors speak of that.
+    pub leeches: bool,
     /// A file, in a directory that exists, to keep what it takes to go on after this process has
     /// died. What is there already is gone on with: as the same client, under the same lease.
     pub client_file: Option<PathBuf>,
@@ -79,6 +81,7 @@ impl Default for RemoteOptions {
             connect_timeout: Duration::from_secs(10),
             client_name: None,
             tls: None,
+            leeches: false,
             client_file: None,
         }
     }

@@ -72,10 +72,16 @@ impl Volume {
         connection: &Connection,
     ) -> Result<Admitted, Refused> {
         if hello.writable && self.read_only {
-            let message = format!(
-                "`{}` is served read-only; mount it with --read-only",
-                self.name
-            );
+            let message = match self.leechers {
+                Some(_) => format!(
+                    "`{}` is seeded, and used there: `blockferry leech` has it move here",
+                    self.name
+                ),
+                None => format!(
+                    "`{}` is served read-only; mount it with --read-only",
+                    self.name
+                ),
+            };
             return Err(refused(Refusal::ReadOnly, message));
         }
         self.check_content(hello)?;

@@ -25,9 +25,29 @@ fn a_seeded_volume_is_written_by_its_device_alone() {
     let Some(world) = World::new() else { return };
     let _seeder = world.seed("a.img", &[]).wait_until_ready();
     let ticket = format!("@{}", world.path("ticket").display());
-    world.fails(&["mount", &ticket, "--direct"], &["read-only"]);
+    let what_it_is = ["is seeded", "`blockferry leech`"];
+    world.fails(&["mount", &ticket, "--direct"], &what_it_is);
     let volume = world.url("a.img");
     world.fails(&["mount", &volume, "--device", "fuse"], &["in use"]);
+}
+
+#[test]
+fn a_leecher_without_a_seeder_is_told_of_seed_and_of_no_option_that_it_lacks() {
+    let Some(world) = World::new() else { return };
+    let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let ticket = std::fs::read_to_string(world.path("ticket")).expect("written");
+    let (bare, _) = ticket.split_once('#').expect("a secret");
+    let store = world.url("b.img");
+    let args = ["leech", bare, "--store", &store, "--device", "fuse"];
+    world.fails(
+        &args,
+        &["the whole ticket, as `blockferry seed` printed it"],
+    );
+    world.succeeds(&["stop", "seeder"]);
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
+    let ticket = ticket.trim();
+    let args = ["leech", ticket, "--store", &store, "--device", "fuse"];
+    world.fails(&args, &["is `blockferry seed` running there"]);
 }
 
 #[test]

@@ -112,6 +112,7 @@ impl LeechOptions {
             // Only the seeder's device writes.
             read_only: true,
             compression: self.compression,
+            leeches: true,
             client_name: Some(self.name.clone()),
             ..RemoteOptions::default()
         }
