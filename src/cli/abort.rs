@@ -8,7 +8,7 @@ use blockferry::ops::{self, Name};
 /// Gives a migration up, at either end, as long as the volume has not moved
 ///
 /// The application at the seeder goes on as if nothing had happened. The seeder goes on too, and can be
-/// leeched again; a leecher ends.
+/// leeched again; a leecher ends. Where none is under way this fails, and says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  blockferry abort disk")]
 pub(super) struct Args {

@@ -99,13 +99,19 @@ pub(super) fn mode(running: &ops::Running) -> String {
 fn state(entry: &Entry) -> &'static str {
     let away = |status: &ops::Status| status.away_since.is_some();
     let lost = |status: &ops::Status| status.lost;
-    let leeches = |status: &ops::Status| status.migration.is_some();
+    let role_is = |role| {
+        let status = entry.status.as_ref();
+        let migration = status.and_then(|status| status.migration.as_ref());
+        migration.is_some_and(|migration| migration.role == role)
+    };
     match entry.state {
         Life::Alive if entry.status.as_ref().is_some_and(lost) => "lost",
         Life::Alive if entry.status.as_ref().is_some_and(away) => "away",
         Life::Alive if entry.status.is_none() => "silent",
         Life::Alive => "alive",
-        Life::Starting if entry.status.as_ref().is_some_and(leeches) => "leeching",
+        Life::Starting if role_is("leecher") => "leeching",
+        // It has no device where the volume has moved away.
+        Life::Starting if role_is("seeder") => "alive",
         Life::Starting => "starting",
         Life::Dead if entry.recoverable => "dead, recoverable",
         Life::Dead => "dead",

@@ -98,7 +98,9 @@ pub(super) fn facts(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     let finalizing = status.finalizing.clone();
     facts.extend(finalizing.map(|name| ("finalizing", name)));
     facts.extend(status.rounds.map(|rounds| ("rounds", rounds.to_string())));
-    if let (Some(pulled), Some(all)) = (status.pulled_bytes, status.round_bytes) {
+    // When the volume is here, no round is under way.
+    let is_coming = status.owner.is_none();
+    if let (true, Some(pulled), Some(all)) = (is_coming, status.pulled_bytes, status.round_bytes) {
         let left = format_size(all.saturating_sub(pulled));
         let pulled = format!(
             "{} of {}, {left} left",
@@ -118,9 +120,9 @@ pub(super) fn facts(status: &MigrationStatus) -> Vec<(&'static str, String)> {
         let needed = "the new owner may need what is here: keep this running";
         facts.push(("needed", needed.to_owned()));
     }
-    let dirty = status.dirty_bytes_per_s;
+    let dirty = status.dirty_bytes_per_s.filter(|_| is_coming);
     facts.extend(dirty.map(|rate| ("written there", format!("{}/s", format_size(rate)))));
-    let predicted = status.predicted_downtime_ms;
+    let predicted = status.predicted_downtime_ms.filter(|_| is_coming);
     facts.extend(predicted.map(|ms| ("predicted", format!("{ms} ms of downtime"))));
     let downtime = status.downtime_ms;
     facts.extend(downtime.map(|ms| ("downtime", format!("{ms:.1} ms"))));

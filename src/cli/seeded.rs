@@ -24,6 +24,9 @@ use super::signals::Signals;
 /// How long the new owner may take to hear that it is not needed any more, and to go.
 const FAREWELL_WAIT: Duration = Duration::from_secs(3);
 
+/// Why there is nothing to give up.
+const NOBODY_LEECHES: &str = "no migration is under way: nobody leeches the volume";
+
 /// The service, as soon as there can be one.
 pub(super) type Coming = Pin<Box<dyn Future<Output = Result<Seeding>> + Send>>;
 
@@ -145,7 +148,10 @@ impl SeededDevice {
                     }
                     Command::Sync => self.sync(order).await,
                     Command::Abort => {
-                        let aborted = self.give_up().await;
+                        let aborted = match self.is_leeched() {
+                            true => self.give_up().await,
+                            false => Err(Error::new(ErrorKind::NotFound, NOBODY_LEECHES)),
+                        };
                         order.answer(aborted).await;
                     }
                     Command::Finalize => {
@@ -174,6 +180,14 @@ impl SeededDevice {
                 None
             }
         }
+    }
+
+    /// Whether there is something that can be given up, or is too late for that.
+    fn is_leeched(&self) -> bool {
+        let status = self.seeding.as_ref().map(Seeding::status);
+        status.is_some_and(|status| {
+            status.leechers > 0 || status.connected > 0 || status.moved_to.is_some()
+        })
     }
 
     /// Ends what is being done, as long as the volume has not moved.

@@ -62,6 +62,7 @@ fn the_user_says_when_and_until_then_rounds_go_on() {
     let Some(world) = World::new() else { return };
     let seeder = world.seed("a.img", &[]).wait_until_ready();
     let writer = Writer::start(&seeder.device, 1, Written::default());
+    world.fails(&["abort", "seeder"], &["nobody leeches the volume"]);
     let leecher = world.leech("mem:", &["--finalize", "manual"]);
     world.until_rounds(3);
     let status = world.status("leecher").expect("JSON");
@@ -86,6 +87,11 @@ fn the_user_says_when_and_until_then_rounds_go_on() {
         status.is_some_and(|status| status["phase"] == "done" && status["owner"] == "here")
     });
     world.fails(&["abort", "leecher"], &["no migration is under way"]);
+    let shown = world.succeeds(&["migrate", "status", "leecher"]);
+    assert!(shown.contains("downtime"), "{shown}");
+    for past in ["left", "this round", "written there", "predicted"] {
+        assert!(!shown.contains(past), "{past} in {shown}");
+    }
 }
 
 #[test]

@@ -23,6 +23,8 @@ fn a_seeder_is_not_stopped_without_a_word_before_the_new_owner_has_heard_of_it()
 
     let mut seeder = world.seed("a.img", &[]);
     until("it answers", || world.status("seeder").is_some());
+    let list = world.succeeds(&["list"]);
+    assert!(list.contains("alive, moved to host-b"), "{list}");
     world.fails(
         &["stop", "seeder"],
         &["host-b", "may not have heard yet", "`blockferry seed`"],
