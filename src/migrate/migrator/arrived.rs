@@ -72,7 +72,7 @@ impl Arrived {
     /// durably, and then serves whoever has the ticket on `server`, which has no volume yet.
     ///
     /// # Errors
-    /// `Unsupported` unless [`LeechOptions::can_seed`] was said, and what keeps the server from being
+    /// `Unsupported` unless [`LeechOptions::can_seed`](super::LeechOptions::can_seed) was said, and what keeps the server from being
     /// started. The device is not touched then.
     pub async fn seed(&self, server: Server, options: SeedOptions) -> Result<Seeding> {
         if !self.here.volume().is_seedable() {
