@@ -1,8 +1,10 @@
 //! When the seeder ends, and when it stays.
 
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
-use super::ends::{World, until};
+use super::ends::{SIZE, World, until};
 
 /// For longer than the new owner may take to go when it has released the seeder.
 const FAREWELL_IS_OVER: Duration = Duration::from_secs(4);
@@ -49,7 +51,12 @@ fn the_device_stays_as_long_as_the_hook_before_the_close_runs() {
     while Instant::now() < deadline {
         let ended = seeder.child.try_wait().expect("waited");
         assert_eq!(ended, None, "the hook runs: {}", seeder.log());
-        assert!(seeder.device.exists(), "the hook runs");
+        let device =
+            File::open(&seeder.device).and_then(|mut device| device.seek(SeekFrom::End(0)));
+        assert!(
+            device.as_ref().is_ok_and(|bytes| *bytes == SIZE),
+            "the hook runs: {device:?}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     std::fs::write(go_on, "").expect("written");
