@@ -188,31 +188,38 @@ impl RecordKeeper {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::backend::{self, OpenOptions};
     use crate::migrate::protocol::Epoch;
 
-    #[test]
-    fn a_write_that_certainly_does_not_count_takes_no_space_to_be_undone() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("disk.img");
+    /// The records of a volume there, the file that they are in, and one that is still to be written.
+    fn kept_in(directory: &Path) -> (RecordKeeper, RecordFile, LeechRecord) {
+        let path = directory.join("disk.img");
         std::fs::write(&path, [0; 4096]).expect("written");
         let url = format!("file:{}", path.display());
         let resource = backend::open(&url, &OpenOptions::default()).expect("opened");
         let mut records = RecordKeeper::of(&resource).expect("none yet");
-        let volume = records.volume().expect("written");
-        let file = RecordFile::beside(&path).expect("found");
-        let before = file.read().expect("readable");
-        // Nothing can be written where the next one is prepared.
-        let in_the_way = directory.path().join("disk.img.blockferry.new");
-        std::fs::create_dir(&in_the_way).expect("made");
         let record = LeechRecord {
-            volume,
+            volume: records.volume().expect("written"),
             epoch: Epoch(1),
             stage: Stage::Pulling,
             attempt: None,
             post_copy: false,
         };
+        let file = RecordFile::beside(&path).expect("found");
+        (records, file, record)
+    }
+
+    #[test]
+    fn a_write_that_certainly_does_not_count_takes_no_space_to_be_undone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (mut records, file, record) = kept_in(directory.path());
+        let before = file.read().expect("readable");
+        // Nothing can be written where the next one is prepared.
+        let in_the_way = directory.path().join("disk.img.blockferry.new");
+        std::fs::create_dir(&in_the_way).expect("made");
         records.write_leech(record.clone()).expect_err("it cannot");
         records.restore().expect("the one before stands");
         assert_eq!(file.read().expect("readable"), before);
@@ -226,24 +233,11 @@ mod tests {
     #[test]
     fn a_write_that_may_count_is_undone_by_another() {
         let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("disk.img");
-        std::fs::write(&path, [0; 4096]).expect("written");
-        let url = format!("file:{}", path.display());
-        let resource = backend::open(&url, &OpenOptions::default()).expect("opened");
-        let mut records = RecordKeeper::of(&resource).expect("none yet");
-        let volume = records.volume().expect("written");
-        let file = RecordFile::beside(&path).expect("found");
+        let (mut records, file, record) = kept_in(directory.path());
         let before = file.read().expect("readable").expect("there");
         // A directory is in the place of the record: it cannot be replaced.
         std::fs::remove_file(file.path()).expect("removed");
         std::fs::create_dir(file.path()).expect("made");
-        let record = LeechRecord {
-            volume,
-            epoch: Epoch(1),
-            stage: Stage::Pulling,
-            attempt: None,
-            post_copy: false,
-        };
         records.write_leech(record).expect_err("it cannot");
         records.restore().expect_err("nor can the one before");
         std::fs::remove_dir(file.path()).expect("removed");

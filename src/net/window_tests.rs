@@ -10,6 +10,14 @@ struct Link {
 }
 
 impl Link {
+    fn new(mbit: f64, rtt_ms: u64, free_at: Instant) -> Self {
+        Self {
+            bytes_a_second: mbit * 125_000.0,
+            round_trip: Duration::from_millis(rtt_ms),
+            free_at,
+        }
+    }
+
     fn arrives_at(&mut self, bytes: u64, now: Instant) -> Instant {
         let there = now + self.round_trip / 2;
         let begins = self.free_at.max(there);
@@ -60,11 +68,7 @@ fn it_fills_links_of_any_delay_and_queues_about_a_piece() {
         (50, 100),
     ] {
         let start = Instant::now();
-        let mut link = Link {
-            bytes_a_second: f64::from(mbit) * 125_000.0,
-            round_trip: Duration::from_millis(rtt_ms),
-            free_at: start,
-        };
+        let mut link = Link::new(f64::from(mbit), rtt_ms, start);
         let mut window = Window::new(PIECE, 256 << 20);
         let (rate, longest) = fill(&mut window, &mut link, start, Duration::from_secs(40));
         let share = rate / link.bytes_a_second;
@@ -86,11 +90,7 @@ fn it_follows_a_link_that_becomes_faster_and_slower() {
     let mut now = Instant::now();
     let mut window = Window::new(PIECE, 256 << 20);
     for mbit in [100.0, 1000.0, 50.0] {
-        let mut link = Link {
-            bytes_a_second: mbit * 125_000.0,
-            round_trip: Duration::from_millis(20),
-            free_at: now,
-        };
+        let mut link = Link::new(mbit, 20, now);
         let time = Duration::from_secs(60);
         let (rate, _) = fill(&mut window, &mut link, now, time);
         now += time + Duration::from_secs(5);
@@ -124,11 +124,7 @@ fn it_grows_while_nothing_queues_and_no_longer() {
 #[test]
 fn an_outage_does_not_change_what_the_link_is_taken_to_hold() {
     let start = Instant::now();
-    let mut link = Link {
-        bytes_a_second: 125e6,
-        round_trip: Duration::from_millis(25),
-        free_at: start,
-    };
+    let mut link = Link::new(1000.0, 25, start);
     let mut window = Window::new(PIECE, 256 << 20);
     fill(&mut window, &mut link, start, Duration::from_secs(20));
     let mut now = start + Duration::from_secs(30);
@@ -152,11 +148,7 @@ fn an_outage_does_not_change_what_the_link_is_taken_to_hold() {
 #[test]
 fn zeros_go_faster_than_the_link_and_do_not_flood_it_when_they_end() {
     let start = Instant::now();
-    let mut link = Link {
-        bytes_a_second: 125e6,
-        round_trip: Duration::from_millis(25),
-        free_at: start,
-    };
+    let mut link = Link::new(1000.0, 25, start);
     let mut window = Window::new(PIECE, 256 << 20);
     fill(&mut window, &mut link, start, Duration::from_secs(5));
     let usual = window.size_bytes(start + Duration::from_secs(6));

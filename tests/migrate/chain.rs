@@ -1,6 +1,6 @@
 //! What has come goes on from the same process.
 
-use super::ends::{World, are_equal, until};
+use super::ends::{World, address_in, are_equal, until};
 use super::writer::{Writer, Written};
 
 fn strings(args: &[String]) -> Vec<&str> {
@@ -28,13 +28,12 @@ fn a_volume_goes_from_host_to_host_and_back_to_the_first_with_its_device_in_use_
 
     let on = world.seeding_on("ticket-c");
     let third = world.leech_as("third", "host-c", "ticket-b", &c, &strings(&on));
-    let third = third.wait_until_ready();
+    let mut third = third.wait_until_ready();
     let written = writer.failed();
     assert_eq!(second.ended(), Some(0), "{}", second.log());
     written.is_on(&third.device);
     let writer = Writer::start(&third.device, 3, written);
 
-    let mut third = third;
     let back = world.leech_as("leecher", "host-a", "ticket-c", &a, &[]);
     let mut back = back.wait_until_ready();
     let written = writer.failed();
@@ -97,12 +96,7 @@ fn what_cannot_be_seeded_on_does_not_move_here() {
     let seeder = world.seed("a.img", &[]).wait_until_ready();
     let writer = Writer::start(&seeder.device, 1, Written::default());
     let ticket = std::fs::read_to_string(world.path("ticket")).expect("written");
-    let address = ticket
-        .trim_start_matches("blockferry://")
-        .split('/')
-        .next()
-        .expect("an address")
-        .to_owned();
+    let address = address_in(&ticket);
     let store = world.url("b.img");
     let state = world.path("state").display().to_string();
     let nowhere = world.path("no/such/ticket").display().to_string();
@@ -118,7 +112,7 @@ fn what_cannot_be_seeded_on_does_not_move_here() {
     let mut server = world.serve("c.img");
     for (service, part) in [
         // A port that is taken, a name that another process serves, and a ticket that nobody would get.
-        (["--listen", &address, "--name", "second"], "in use"),
+        (["--listen", address, "--name", "second"], "in use"),
         (
             ["--listen", "127.0.0.1:0", "--name", "served"],
             "serves a volume named `served`",

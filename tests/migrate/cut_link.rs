@@ -37,10 +37,7 @@ fn stays_until_the_link_is_back(hook: &str) {
     });
     writer.until_it_has_written(50);
     link.mend();
-    let asked = || world.command(&["finalize", "leecher"]).output();
-    until("it can be told again", || {
-        asked().expect("started").status.success()
-    });
+    world.finalize();
     let leecher = leecher.wait_until_ready();
     writer.failed().is_on(&leecher.device);
     assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());

@@ -42,6 +42,12 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Where a ticket says that the seeder is.
+pub(crate) fn address_in(ticket: &str) -> &str {
+    let after = ticket.trim_start_matches("blockferry://");
+    after.split('/').next().unwrap_or_default()
+}
+
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -105,6 +111,28 @@ impl World {
         }
     }
 
+    /// Leeches by the seeder's ticket into a store; it fails, and says all `parts`.
+    pub(crate) fn leech_fails(&self, store: &str, parts: &[&str]) {
+        let ticket = format!("@{}", self.path("ticket").display());
+        let args = ["leech", &ticket, "--store", store, "--device", "fuse"];
+        self.fails(&args, parts);
+    }
+
+    /// Seeds a file, at any port; it fails, and says all `parts`.
+    pub(crate) fn seed_fails(&self, file: &str, parts: &[&str]) {
+        let (volume, listen) = (self.url(file), "127.0.0.1:0");
+        let args = ["seed", &volume, "--device", "fuse", "--listen", listen];
+        self.fails(&args, parts);
+    }
+
+    /// Has the volume move, as soon as the leecher can be told so.
+    pub(crate) fn finalize(&self) {
+        let told = || self.command(&["finalize", "leecher"]).output();
+        until("it can be told", || {
+            told().expect("started").status.success()
+        });
+    }
+
     fn begin(&self, args: &[&str], log: &str) -> End {
         let stderr = self.path(log);
         let mut child = self
@@ -132,10 +160,10 @@ impl World {
     /// Seeds a file, under the name `seeder`, at a free port or where the ticket says.
     pub(crate) fn seed(&self, file: &str, args: &[&str]) -> End {
         let ticket = std::fs::read_to_string(self.path("ticket")).unwrap_or_default();
-        let address = ticket.trim_start_matches("blockferry://").split('/').next();
-        let listen = address
-            .filter(|text| !text.is_empty())
-            .unwrap_or("127.0.0.1:0");
+        let listen = match address_in(&ticket) {
+            "" => "127.0.0.1:0",
+            address => address,
+        };
         let (url, ticket) = (self.url(file), self.path("ticket").display().to_string());
         let state = self.path("state").display().to_string();
         let fixed = [
@@ -300,6 +328,13 @@ impl End {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("read");
         line.trim_end().to_owned()
+    }
+
+    /// Waits until a leecher has told its seeder that it is not needed any more.
+    pub(crate) fn until_released(&self) {
+        until("the seeder is released", || {
+            self.log().contains("the seeder is released")
+        });
     }
 
     pub(crate) fn log(&self) -> String {

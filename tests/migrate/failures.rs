@@ -148,9 +148,8 @@ fn a_seeder_that_is_killed_when_the_volume_has_moved_answers_for_it_and_no_more(
         ticket.starts_with("blockferry://"),
         "there is no device: {ticket}"
     );
-    until("the seeder is released", || {
-        leecher.log().contains("the seeder is released")
-    });
+    leecher.until_released();
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
 }
 
 #[test]
@@ -161,20 +160,9 @@ fn a_seeder_that_is_killed_when_it_is_released_knows_that_it_is() {
         .seed("a.img", &["--on-before-close", until_killed])
         .wait_until_ready();
     let leecher = world.leech(&world.url("b.img"), &[]).wait_until_ready();
-    until("the seeder is released", || {
-        leecher.log().contains("the seeder is released")
-    });
+    leecher.until_released();
     seeder.crash();
-    let volume = world.url("a.img");
-    let again = [
-        "seed",
-        &volume,
-        "--device",
-        "fuse",
-        "--listen",
-        "127.0.0.1:0",
-    ];
-    world.fails(&again, &["has moved to host-b (epoch 1)"]);
+    world.seed_fails("a.img", &["has moved to host-b (epoch 1)"]);
 }
 
 #[test]
@@ -192,7 +180,7 @@ fn whoever_is_killed_goes_on_by_his_name_with_one_owner() {
     seeder.crash();
     let written = writer.failed();
 
-    let seeder = world.recover("seeder").wait_until_ready();
+    let mut seeder = world.recover("seeder").wait_until_ready();
     assert!(
         seeder.log().contains("has not moved away"),
         "{}",
@@ -205,10 +193,8 @@ fn whoever_is_killed_goes_on_by_his_name_with_one_owner() {
     world.succeeds(&["finalize", "leecher"]);
     let mut leecher = leecher.wait_until_ready();
     let written = writer.failed();
-    until("the seeder is released", || {
-        leecher.log().contains("the seeder is released")
-    });
-    drop(seeder);
+    leecher.until_released();
+    assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
     leecher.crash();
 
     let leecher = world.recover("leecher").wait_until_ready();
@@ -219,16 +205,7 @@ fn whoever_is_killed_goes_on_by_his_name_with_one_owner() {
         leecher.log()
     );
     written.is_on(&leecher.device);
-    let volume = world.url("a.img");
-    let again = [
-        "seed",
-        &volume,
-        "--device",
-        "fuse",
-        "--listen",
-        "127.0.0.1:0",
-    ];
-    world.fails(&again, &["has moved to host-b (epoch 1)"]);
+    world.seed_fails("a.img", &["has moved to host-b (epoch 1)"]);
 }
 
 #[test]

@@ -229,6 +229,7 @@ fn hybrid_pulls_for_a_while_and_leaves_the_rest() {
 fn hybrid_leaves_no_more_than_what_changed_since_its_last_round() {
     let Some(world) = World::new() else { return };
     let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let _link = world.put_link_before(50_000_000);
     let writer = Writer::start(&seeder.device, 1, Written::default());
     let args = [
         "--mode",
@@ -241,7 +242,10 @@ fn hybrid_leaves_no_more_than_what_changed_since_its_last_round() {
     let leecher = world.leech(&world.url("b.img"), &args);
     world.until_rounds(2);
     world.succeeds(&["finalize", "leecher"]);
-    let leecher = leecher.wait_until_ready();
+    let leecher = leecher.wait_until_here();
+    let status = world.status("leecher").expect("JSON");
+    let left_bytes = status["rest_bytes"].as_u64().unwrap_or(0);
+    assert!(left_bytes < SIZE / 4, "{left_bytes} bytes are left");
     let written = writer.failed();
     written.is_on(&leecher.device);
     world.is_complete(&mut seeder, &Written::default());

@@ -10,12 +10,7 @@ fn a_store_of_another_size_is_refused_and_stays_as_it_is() {
     let _seeder = world.seed("a.img", &[]).wait_until_ready();
     let other = File::create(world.path("b.img")).expect("made");
     other.set_len(SIZE + 4096).expect("sized");
-    let ticket = format!("@{}", world.path("ticket").display());
-    let store = world.url("b.img");
-    world.fails(
-        &["leech", &ticket, "--store", &store, "--device", "fuse"],
-        &["a store of that size"],
-    );
+    world.leech_fails(&world.url("b.img"), &["a store of that size"]);
     assert!(!world.path("b.img.blockferry").exists());
     assert_eq!(other.metadata().expect("there").len(), SIZE + 4096);
 }
@@ -62,12 +57,7 @@ fn a_store_of_another_volume_is_refused_by_name() {
     drop(seeder);
     std::fs::copy(world.path("a.img"), world.path("c.img")).expect("copied");
     let _seeder = world.seed("c.img", &[]).wait_until_ready();
-    let ticket = format!("@{}", world.path("ticket").display());
-    let store = world.url("b.img");
-    world.fails(
-        &["leech", &ticket, "--store", &store, "--device", "fuse"],
-        &["another volume"],
-    );
+    world.leech_fails(&world.url("b.img"), &["another volume"]);
 }
 
 #[test]
@@ -79,12 +69,7 @@ fn a_volume_that_was_seeded_from_here_is_not_overwritten_by_another_one() {
     drop(seeder);
     let before = std::fs::read(world.path("c.img.blockferry")).expect("a record");
     let _seeder = world.seed("a.img", &[]).wait_until_ready();
-    let ticket = format!("@{}", world.path("ticket").display());
-    let store = world.url("c.img");
-    world.fails(
-        &["leech", &ticket, "--store", &store, "--device", "fuse"],
-        &["it would be lost", "another store"],
-    );
+    world.leech_fails(&world.url("c.img"), &["it would be lost", "another store"]);
     let after = std::fs::read(world.path("c.img.blockferry")).expect("a record");
     assert_eq!(before, after);
 }
@@ -104,11 +89,7 @@ fn another_volume_is_not_taken_for_it(mode: &str, stage: impl FnOnce(&World)) {
     let _ = world.command(&["stop", "leecher", "--force"]).output();
     let record = std::fs::read(world.path("b.img.blockferry")).expect("a record");
     let _other = world.seed("c.img", &[]).wait_until_ready();
-    let ticket = format!("@{}", world.path("ticket").display());
-    world.fails(
-        &["leech", &ticket, "--store", &store, "--device", "fuse"],
-        &["has another volume than the one of this ticket"],
-    );
+    world.leech_fails(&store, &["has another volume than the one of this ticket"]);
     let after = std::fs::read(world.path("b.img.blockferry")).expect("a record");
     assert_eq!(record, after, "nothing of it was touched");
 }

@@ -44,9 +44,7 @@ fn the_device_stays_as_long_as_the_hook_before_the_close_runs() {
         .seed("a.img", &["--on-before-close", &hook])
         .wait_until_ready();
     let leecher = world.leech(&world.url("b.img"), &[]).wait_until_ready();
-    until("the seeder is released", || {
-        leecher.log().contains("the seeder is released")
-    });
+    leecher.until_released();
     let deadline = Instant::now() + FAREWELL_IS_OVER;
     while Instant::now() < deadline {
         let ended = seeder.child.try_wait().expect("waited");

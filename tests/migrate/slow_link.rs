@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::ends::World;
+use super::ends::{World, address_in};
 use super::relay::{Link, Relay};
 
 /// What may wait to go over it, in bytes.
@@ -19,8 +19,7 @@ impl World {
     /// From now on leechers reach the seeder over a link of so many bits a second.
     pub(crate) fn put_link_before(&self, bits_per_s: u64) -> SlowLink {
         let ticket = std::fs::read_to_string(self.path("ticket")).expect("a ticket");
-        let address = ticket.trim_start_matches("blockferry://").split('/').next();
-        let address = address.expect("an address");
+        let address = address_in(&ticket);
         let seeder = address.parse().expect("an address");
         let link = Link::symmetric(Duration::ZERO, 0.0, Some(bits_per_s), QUEUE_BYTES);
         let slow = Relay::to(seeder, link).expect("a link");

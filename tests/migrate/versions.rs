@@ -72,13 +72,11 @@ async fn a_seeder_of_another_version_is_left_by_name_and_nothing_is_made() {
         connection.closed().await;
     });
     let store = world.url("b.img");
-    let ticket = format!("@{}", world.path("ticket").display());
     let said = [
         "another protocol version: 40 to 41",
         "use the same version of blockferry on both ends",
     ];
-    let args = ["leech", &ticket, "--store", &store, "--device", "fuse"];
-    tokio::task::block_in_place(|| world.fails(&args, &said));
+    tokio::task::block_in_place(|| world.leech_fails(&store, &said));
     tokio::time::timeout(PATIENCE, serving)
         .await
         .expect("it has gone")
@@ -90,8 +88,6 @@ async fn a_seeder_of_another_version_is_left_by_name_and_nothing_is_made() {
 fn what_is_served_and_not_seeded_cannot_be_leeched_and_no_device_is_left() {
     let Some(world) = World::new() else { return };
     let _server = world.serve("a.img");
-    let ticket = format!("@{}", world.path("ticket").display());
-    let args = ["leech", &ticket, "--store", "mem:", "--device", "fuse"];
-    world.fails(&args, &["it is served, not seeded"]);
+    world.leech_fails("mem:", &["it is served, not seeded"]);
     assert_eq!(world.succeeds(&["list"]), "");
 }

@@ -12,11 +12,12 @@ leech_in_vain() {
   contains "$message" "No space left" "a leecher with a full disk"
 }
 
-seeder_goes_on() {
+# goes_on NAME: the program of that name still writes to the seeder's device.
+goes_on() {
   local before
   before=$(sectors_written "$device")
-  wait_until 60 "the application goes on" wrote_more "$device" "$before"
-  ! gone "${pid_of[writer]}" || fail "the application has ended"
+  wait_until 60 "$1 goes on" wrote_more "$device" "$before"
+  ! gone "${pid_of[$1]}" || fail "$1 has ended"
 }
 
 room() { mount -o "remount,size=$1" "$work/disk"; }
@@ -29,13 +30,15 @@ start seeder "$BLOCKFERRY" seed "file:$work/a.img" --name seeder --listen 127.0.
   --ticket-file "$work/ticket" -v
 device=$line
 next_line seeder
-# Each block says which one it is; what is read is checked at the end.
-launch writer fio --name=writer --filename="$device" --rw=randwrite --bs=4k --size="${VOLUME_MIB}m" --direct=1 --ioengine=psync \
-  --rate_iops=500 --verify=crc32c --do_verify=0 --loops=1000 --output="$work/writer.fio"
-wait_until 60 "the application writes" wrote_more "$device" 100
-
+load "$device" "$VOLUME_MIB"
+wait_until 60 "writes under way" wrote_more "$device" 100
 leech_in_vain
-seeder_goes_on
+load_is_whole
+
+launch writer fio --name=writer --filename="$device" --rw=randwrite --bs=4k --size="${VOLUME_MIB}m" --direct=1 --ioengine=psync \
+  --rate_iops=500 --loops=1000 --output="$work/writer.fio"
+leech_in_vain
+goes_on writer
 refused "$BLOCKFERRY" mount "file:$work/disk/b.img"
 contains "$message" "on its way here" "a mount of a part"
 
@@ -48,7 +51,7 @@ dd if=/dev/zero of="$work/disk/full" bs=4k >/dev/null 2>&1 || true
 "$BLOCKFERRY" finalize leecher
 ends_with 1 leecher
 contains "$(cat "$work/leecher.log")" "b.img.blockferry: No space left" "a leecher that cannot write its record"
-seeder_goes_on
+goes_on writer
 rm "$work/disk/full"
 launch leecher "$BLOCKFERRY" leech "@$work/ticket" --store "file:$work/disk/b.img" --name leecher --host-name b
 next_line leecher

@@ -109,11 +109,10 @@ rm -f "$work"/?.img "$work"/*.blockferry
 head -c 96M /dev/urandom >"$work/a.img"
 seed
 leech --rest-rate 4MiB
+same "$(phase)" "pulling the rest" "the phase when fio begins"
 load "$device" 24
 load_is_whole
 verify_io "$device" 32
-
-echo "after fio: $(phase)"
 ends_with 0 seeder
 detach leecher
 nothing_left

@@ -166,9 +166,3 @@ class Prober:
 def free_bytes(folder):
     """What the disk has left."""
     return shutil.disk_usage(folder).free
-
-
-def drop_cache(path):
-    """The pages of a file are not needed any more."""
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
