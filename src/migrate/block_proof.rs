@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use super::protocol::{BlockSet, Proof};
 use crate::AsyncBackend;
 use crate::volume::Priority;
-use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange};
+use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, in_chunks};
 use crate::wire::segment::is_zero;
 
-/// So much is read and hashed at a time, in blocks.
-const PIECE_BLOCKS: u64 = 256;
+/// So much is read and hashed at a time, in bytes.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// So many pieces at once.
 const PIECES_AT_ONCE: usize = 8;
@@ -28,7 +28,7 @@ pub(super) async fn prove(
     blocks: &BlockSet,
     still: impl Fn(BlockRange) -> bool + Clone + Send + 'static,
 ) -> io::Result<(BlockSet, Proof)> {
-    let mut pieces = pieces_of(blocks).enumerate();
+    let mut pieces = in_chunks(blocks.runs(), PIECE_BYTES).enumerate();
     let mut reading = JoinSet::new();
     let (mut kept, mut digests) = (BlockSet::new(), Vec::new());
     loop {
@@ -55,23 +55,6 @@ pub(super) async fn prove(
         whole.update(digest.as_bytes());
     }
     Ok((kept, Proof(*whole.finalize().as_bytes())))
-}
-
-/// The runs by piece, in order.
-fn pieces_of(blocks: &BlockSet) -> impl Iterator<Item = Vec<BlockRange>> + '_ {
-    let parts = blocks.runs().flat_map(|run| {
-        let parts: Vec<_> = run.by_chunk(PIECE_BLOCKS * BLOCK_BYTES).collect();
-        parts.into_iter()
-    });
-    let mut parts = parts.peekable();
-    std::iter::from_fn(move || {
-        let (piece, first) = parts.next()?;
-        let mut runs = vec![first];
-        while let Some((_, next)) = parts.next_if(|(other, _)| *other == piece) {
-            runs.push(next);
-        }
-        Some(runs)
-    })
 }
 
 async fn piece(

@@ -181,6 +181,24 @@ impl BlockRange {
     }
 }
 
+/// Runs that are in order, in groups: those within one chunk of `chunk_bytes`, a multiple of a block.
+pub fn in_chunks(
+    runs: impl Iterator<Item = BlockRange>,
+    chunk_bytes: u64,
+) -> impl Iterator<Item = Vec<BlockRange>> {
+    let mut parts = runs
+        .flat_map(move |run| run.by_chunk(chunk_bytes))
+        .peekable();
+    std::iter::from_fn(move || {
+        let (chunk, first) = parts.next()?;
+        let mut runs = vec![first];
+        while let Some((_, next)) = parts.next_if(|(other, _)| *other == chunk) {
+            runs.push(next);
+        }
+        Some(runs)
+    })
+}
+
 impl fmt::Debug for BlockRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}..{}", self.first.0, self.end.0)

@@ -7,7 +7,7 @@ use std::io;
 
 use super::pull::{Puller, in_batches};
 use crate::volume::Priority;
-use crate::volume::geometry::BlockRange;
+use crate::volume::geometry::{BlockRange, in_chunks};
 use crate::wire::digest::LEAF_BYTES;
 use crate::wire::limits::DIGESTS_MAX;
 
@@ -18,15 +18,7 @@ const SPAN_BYTES: u64 = DIGESTS_MAX * LEAF_BYTES;
 pub(super) fn in_spans(
     runs: impl Iterator<Item = BlockRange>,
 ) -> impl Iterator<Item = Vec<BlockRange>> {
-    let mut parts = runs.flat_map(|run| run.by_chunk(SPAN_BYTES)).peekable();
-    std::iter::from_fn(move || {
-        let (span, first) = parts.next()?;
-        let mut runs = vec![first];
-        while let Some((_, next)) = parts.next_if(|(other, _)| *other == span) {
-            runs.push(next);
-        }
-        Some(runs)
-    })
+    in_chunks(runs, SPAN_BYTES)
 }
 
 impl Puller {
