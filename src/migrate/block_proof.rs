@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::protocol::{BlockSet, Proof};
+use super::read_blocks::read_blocks;
 use crate::AsyncBackend;
 use crate::volume::Priority;
 use crate::volume::geometry::{BLOCK_BYTES, BlockIndex, BlockRange, in_chunks};
@@ -64,12 +65,9 @@ async fn piece(
 ) -> io::Result<(BlockSet, blake3::Hash)> {
     let (mut kept, mut hasher) = (BlockSet::new(), blake3::Hasher::new());
     for run in runs {
-        let (offset, len) = (run.start().0, run.len() * BLOCK_BYTES);
-        let mut bytes = vec![0; len as usize];
-        let within = store.size().saturating_sub(offset).min(len) as usize;
-        let read = store.read_at(&mut bytes[..within], offset, Priority::Pull);
-        let filled = read.await?.min(within);
-        bytes[filled..].fill(0);
+        let mut bytes = read_blocks(store, *run, Priority::Pull).await?;
+        // A short last block counts as a whole one.
+        bytes.resize(run.len_bytes() as usize, 0);
         for part in those_still(*run, &still) {
             let from = ((part.first.0 - run.first.0) * BLOCK_BYTES) as usize;
             let bytes = &bytes[from..from + (part.len() * BLOCK_BYTES) as usize];

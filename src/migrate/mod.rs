@@ -13,6 +13,7 @@ mod on_their_way;
 pub mod proof;
 pub mod protocol;
 mod prover;
+mod read_blocks;
 mod record_keeper;
 pub mod records;
 

@@ -25,9 +25,9 @@ pub struct TakenLeaf {
 }
 
 impl TakenLeaf {
-    /// Which one it is.
-    pub fn index(&self) -> u64 {
-        self.leaf
+    /// Its blocks. In the last one there may be some that the store does not have.
+    pub fn blocks(&self) -> BlockRange {
+        BlockRange::new(self.leaf * LEAF_BLOCKS, (self.leaf + 1) * LEAF_BLOCKS)
     }
 }
 
@@ -114,13 +114,6 @@ impl Digests {
         counts
     }
 
-    /// Where a leaf lies, and how long it is, in bytes.
-    pub fn place(&self, leaf: u64) -> (u64, usize) {
-        let offset = leaf * LEAF_BYTES;
-        let len = self.len_bytes.saturating_sub(offset).min(LEAF_BYTES);
-        (offset, len as usize)
-    }
-
     /// The leaf's digest, of what was read back since it was taken.
     pub fn set(&mut self, taken: TakenLeaf, digest: Digest) {
         if self.give_back(taken)
@@ -179,9 +172,9 @@ mod tests {
     fn proof_of(digests: &mut Digests, store: &[u8]) -> (Proof, u64) {
         let mut hashed = 0;
         while let Some(taken) = digests.next_stale() {
-            let (offset, len) = digests.place(taken.index());
-            let bytes = &store[offset as usize..][..len];
-            digests.set(taken, digest(bytes));
+            let bytes = &store[taken.blocks().start().0 as usize..];
+            let len = bytes.len().min(LEAF_BYTES as usize);
+            digests.set(taken, digest(&bytes[..len]));
             hashed += 1;
         }
         (digests.root().expect("nothing is stale"), hashed)

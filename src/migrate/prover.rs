@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 
 use super::proof::{Digest, Digests, LEAF_BYTES, TakenLeaf, digest};
 use super::protocol::Proof;
+use super::read_blocks::read_blocks;
 use crate::AsyncBackend;
 use crate::volume::Priority;
 use crate::volume::geometry::BlockRange;
@@ -99,12 +100,8 @@ impl Prover {
     }
 
     async fn hash(&self, leaf: TakenLeaf) -> io::Result<Digest> {
-        let (offset, len) = self.digests().place(leaf.index());
         let mut taken = Taken(self, Some(leaf));
-        let mut bytes = vec![0; len];
-        let read = self.store.read_at(&mut bytes, offset, Priority::Pull);
-        let filled = read.await?;
-        bytes[filled.min(len)..].fill(0);
+        let bytes = read_blocks(&*self.store, leaf.blocks(), Priority::Pull).await?;
         let digest = digest(&bytes);
         self.digests().set(leaf, digest);
         taken.1 = None;

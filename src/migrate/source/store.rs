@@ -12,6 +12,7 @@ use crate::AsyncBackend;
 use crate::migrate::block_proof;
 use crate::migrate::protocol::{AttemptId, BlockSet, MigrationId, Proof, SessionId};
 use crate::migrate::prover::Prover;
+use crate::migrate::read_blocks::read_blocks;
 use crate::migrate::wire_form::Piece;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
 use crate::volume::watch::Tracker;
@@ -147,7 +148,9 @@ impl SourceStore {
             {
                 let (backend, to) = (Arc::clone(&self.backend), to.clone());
                 reading.spawn(async move {
-                    let piece = read_piece(&*backend, piece).await?;
+                    let bytes = read_blocks(&*backend, piece, Priority::Demand).await?;
+                    let offset = piece.start().0;
+                    let piece = Piece { offset, bytes };
                     // The leecher is gone otherwise, which ends the attempt.
                     let _ = to.send((attempt, piece)).await;
                     Ok::<_, io::Error>(())
@@ -188,18 +191,6 @@ impl SourceStore {
         self.collect(noted, |range| prover.change(range)).await;
         (blocks, prover.prove().await.map(Some))
     }
-}
-
-async fn read_piece(backend: &dyn AsyncBackend, blocks: BlockRange) -> io::Result<Piece> {
-    let offset = blocks.start().0;
-    let end = blocks.end.start().0.min(backend.size());
-    let mut bytes = vec![0; end.saturating_sub(offset) as usize];
-    let filled = backend
-        .read_at(&mut bytes, offset, Priority::Demand)
-        .await?;
-    let filled = filled.min(bytes.len());
-    bytes[filled..].fill(0);
-    Ok(Piece { offset, bytes })
 }
 
 impl Noting {
