@@ -20,7 +20,7 @@ use crate::net::Remote;
 use crate::net::flow::{Flow, UnderWay};
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
 use crate::volume::{ByteOffset, Priority};
-use crate::wire::segment::runs;
+use crate::wire::segment::{Segment, runs};
 
 /// What one task fetches, and one request asks for, at least: whole leaves until they have so many bytes.
 const BATCH_BYTES: u64 = 64 << 10;
@@ -306,7 +306,8 @@ impl Puller {
                     };
                     let puller = self.clone();
                     writing.spawn(async move {
-                        puller.write(run, &piece.bytes, Priority::Demand).await
+                        let segments = runs(&piece.bytes).collect();
+                        puller.write(run, &piece.bytes, segments, Priority::Demand).await
                     });
                 }
             }
@@ -335,13 +336,19 @@ impl Puller {
         let mut bytes = vec![0; len as usize];
         let under_way = self.line.enter(len, priority).await;
         self.remote.read_runs(&mut bytes, &places, priority).await?;
-        under_way.arrived(data_bytes(&bytes));
         self.fetched_bytes.fetch_add(len, Ordering::Relaxed);
         let mut rest = &bytes[..];
-        for (run, place) in batch.iter().zip(&places) {
+        let parts = places.iter().map(|place| {
             let (part, later) = rest.split_at((place.end - place.start) as usize);
-            self.write(*run, part, priority).await?;
             rest = later;
+            (part, runs(part).collect::<Vec<_>>())
+        });
+        let parts: Vec<_> = parts.collect();
+        let data = parts.iter().flat_map(|(_, segments)| segments);
+        let data = data.filter(|(segment, _)| !segment.is_zeros());
+        under_way.arrived(data.map(|(_, range)| range.len() as u64).sum());
+        for (run, (part, segments)) in batch.iter().zip(parts) {
+            self.write(*run, part, segments, priority).await?;
         }
         self.prover.hash_those_of(batch).await?;
         self.announce(batch);
@@ -355,11 +362,17 @@ impl Puller {
         }
     }
 
-    /// Writes the bytes of a run of blocks, zeros as holes.
-    async fn write(&self, run: BlockRange, bytes: &[u8], priority: Priority) -> io::Result<()> {
+    /// Writes the bytes of a run of blocks, segment by segment, zeros as holes.
+    async fn write(
+        &self,
+        run: BlockRange,
+        bytes: &[u8],
+        segments: Vec<(Segment, Range<usize>)>,
+        priority: Priority,
+    ) -> io::Result<()> {
         let offset = run.start().0;
         self.prover.change(run);
-        for (segment, range) in runs(bytes) {
+        for (segment, range) in segments {
             let at = offset + range.start as u64;
             if segment.is_zeros() {
                 let len = (range.end - range.start) as u64;
@@ -382,12 +395,6 @@ impl Puller {
 
 fn blocks_of(batch: &[BlockRange]) -> u64 {
     batch.iter().map(|run| run.len()).sum()
-}
-
-/// How many bytes are not in runs of zeros.
-fn data_bytes(bytes: &[u8]) -> u64 {
-    let data = runs(bytes).filter(|(segment, _)| !segment.is_zeros());
-    data.map(|(_, range)| range.len() as u64).sum()
 }
 
 /// The runs in batches of whole leaves, so that no two tasks have one leaf.
