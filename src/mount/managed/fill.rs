@@ -6,6 +6,7 @@ use super::Shared;
 use super::buffers::Buffer;
 use crate::volume::Backend;
 use crate::volume::geometry::{BLOCK_BYTES, BlockRange};
+use crate::wire::segment;
 
 impl Shared {
     /// Puts fetched bytes into the store, where nothing was written meanwhile (L6). Blocks.
@@ -45,33 +46,13 @@ impl Shared {
 
 /// Splits whole blocks into runs that are all zeros or have no block of zeros.
 pub(super) fn runs_of_blocks(bytes: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
-    let mut blocks = bytes
-        .chunks(BLOCK_BYTES as usize)
-        .map(is_zero)
-        .enumerate()
-        .peekable();
-    std::iter::from_fn(move || {
-        let (first, zeros) = blocks.next()?;
-        let mut end = first + 1;
-        while blocks.next_if(|(_, next)| *next == zeros).is_some() {
-            end += 1;
-        }
-        let end = (end * BLOCK_BYTES as usize).min(bytes.len());
-        Some((zeros, &bytes[first * BLOCK_BYTES as usize..end]))
-    })
+    segment::runs(bytes).map(|(segment, range)| (segment.is_zeros(), &bytes[range]))
 }
 
 /// How many bytes are in blocks that are not all zeros.
 pub(super) fn data_bytes(bytes: &[u8]) -> u64 {
-    let data = bytes.chunks(BLOCK_BYTES as usize).filter(|it| !is_zero(it));
-    data.map(|block| block.len() as u64).sum()
-}
-
-/// Whether all bytes are zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    // SAFETY: any bytes make an integer.
-    let (before, words, after) = unsafe { bytes.align_to::<u128>() };
-    before.iter().chain(after).all(|byte| *byte == 0) && words.iter().all(|word| *word == 0)
+    let data = runs_of_blocks(bytes).filter(|(zeros, _)| !zeros);
+    data.map(|(_, part)| part.len() as u64).sum()
 }
 
 #[cfg(test)]
@@ -88,6 +69,7 @@ mod tests {
             .map(|(zeros, part)| (zeros, part.len() / block))
             .collect();
         assert_eq!(runs, [(true, 1), (false, 2), (true, 2)]);
-        assert!(is_zero(&bytes[3 * block + 1..]) && !is_zero(&bytes[block + 3..3 * block]));
+        assert!(segment::is_zero(&bytes[3 * block + 1..]));
+        assert!(!segment::is_zero(&bytes[block + 3..3 * block]));
     }
 }
