@@ -3,7 +3,6 @@
 use std::io;
 use std::ops::Range;
 
-use super::exchange::Exchange;
 use super::remote::{Remote, request};
 use crate::AsyncBackend;
 use crate::volume::Priority;
@@ -39,19 +38,8 @@ impl Remote {
         }
         let len = buf.len() as u64;
         let request = request(Operation::ReadRuns, runs[0].start, len, priority);
-        let list = run_list::encode(runs);
-        loop {
-            let session = self.session().await?;
-            let tried = async {
-                let mut exchange = Exchange::open(&session, request).await?;
-                exchange.ask_for(&list).await?;
-                exchange.read_into(buf).await
-            };
-            if let Some(answer) = self.settle(&session, tried.await) {
-                let filled = answer?;
-                buf[filled..].fill(0);
-                return Ok(());
-            }
-        }
+        let filled = self.read(buf, request, &run_list::encode(runs)).await?;
+        buf[filled..].fill(0);
+        Ok(())
     }
 }

@@ -274,12 +274,18 @@ impl Remote {
         }
     }
 
-    async fn read(&self, buf: &mut [u8], request: RequestHeader) -> io::Result<usize> {
+    /// Reads by a request and the list that goes with it, which is empty for most.
+    pub(super) async fn read(
+        &self,
+        buf: &mut [u8],
+        request: RequestHeader,
+        list: &[u8],
+    ) -> io::Result<usize> {
         loop {
             let session = self.session().await?;
             let tried = async {
                 let mut exchange = Exchange::open(&session, request).await?;
-                exchange.ask().await?;
+                exchange.ask_for(list).await?;
                 exchange.read_into(buf).await
             };
             if let Some(answer) = self.settle(&session, tried.await) {
@@ -534,7 +540,7 @@ impl AsyncBackend for Remote {
                 let len = (buf.len() - done).min(DATA_BYTES_MAX as usize);
                 let at = offset + done as u64;
                 let request = request(Operation::Read, at, len as u64, priority);
-                let filled = self.read(&mut buf[done..done + len], request).await?;
+                let filled = self.read(&mut buf[done..done + len], request, &[]).await?;
                 done += filled;
                 if filled < len {
                     break;
