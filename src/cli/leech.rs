@@ -54,8 +54,9 @@ const ROUNDS_MAX: u32 = 1_000_000;
 /// `downtime unknown` where the volume was here before. From then on it is as with `mount`: it runs until it
 /// is told to end.
 ///
-/// With --listen it is as with `seed` instead: the line after the path is a ticket, and whoever has that can
-/// have the volume move on, or back, while the device here is in use.
+/// With --listen it is as with `seed` from then on: as soon as everything is here a ticket is printed, on a
+/// line of its own before or after that of the downtime. Whoever has it can have the volume move on, or back,
+/// while the device here is in use.
 ///
 /// Until the volume has moved, `blockferry abort`, a signal, or the loss of either host leave it where it
 /// is; the same command goes on with what was pulled. Once the seeder may have moved it, this asks until it

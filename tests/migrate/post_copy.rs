@@ -337,10 +337,15 @@ fn a_seeder_is_kept_when_what_was_pulled_is_not_what_it_has() {
 fn what_was_pulled_after_the_move_can_move_on_while_it_is_in_use() {
     let Some(world) = World::new() else { return };
     let mut seeder = world.seed("a.img", &[]).wait_until_ready();
+    let link = world.put_link_before(CRAWLING);
     let writer = Writer::start(&seeder.device, 1, Written::default());
     let on = world.seeding_on("second-ticket");
     let on: Vec<&str> = on.iter().map(String::as_str).collect();
     let mut leecher = world.leech_after(&on).wait_until_ready();
+    assert!(leecher.second.starts_with("downtime "));
+    let _link = link.fast();
+    let ticket = leecher.line();
+    assert!(ticket.starts_with("blockferry://"), "{ticket}");
     let written = writer.failed();
     assert_eq!(seeder.ended(), Some(0), "{}", seeder.log());
     let writer = Writer::start(&leecher.device, 2, written);
