@@ -191,7 +191,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         }
     };
     if args.listen.is_none() && args.service.is_any() {
-        let what = "tickets and hooks are for a volume that is seeded on: give --listen, too";
+        let what =
+            "tickets, holds and hooks are for a volume that is seeded on: give --listen, too";
         return Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what)));
     }
     let store = args.store.clone().for_volume(&ticket.volume);

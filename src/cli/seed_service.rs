@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blockferry::Result;
 use blockferry::migrate::protocol::SeederNotice;
-use blockferry::migrate::{SeedOptions, Seeding};
+use blockferry::migrate::{HOLD_LIMIT_DEFAULT, SeedOptions, Seeding};
 use blockferry::net::{Server, ServerConfig, check_private, write_private};
 use blockferry::ops::Name;
 use blockferry::wire::HostPort;
@@ -34,11 +34,11 @@ pub(super) struct SeedServiceArgs {
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
 
-    /// For how many seconds requests are held at most. Then they go on here, and the volume does not move
-    /// this time
-    #[arg(long, value_name = "SECONDS", default_value = "5",
+    /// For how many seconds requests are held at most [default: 5]. Then they go on here, and the volume
+    /// does not move this time
+    #[arg(long, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=HOLD_LIMIT_MAX_S))]
-    hold_limit: u64,
+    hold_limit: Option<u64>,
 
     #[command(flatten)]
     pub(super) hooks: SourceHookArgs,
@@ -50,6 +50,7 @@ impl SeedServiceArgs {
         self.ticket_file.is_some()
             || self.advertise.is_some()
             || self.state_dir.is_some()
+            || self.hold_limit.is_some()
             || self.hooks.is_any()
     }
 
@@ -72,7 +73,9 @@ impl SeedServiceArgs {
     /// How the volume is seeded. Hooks that run are in `running`.
     pub(super) fn options(&self, name: &Name, running: &Arc<RunningHooks>) -> Result<SeedOptions> {
         Ok(SeedOptions {
-            hold_limit: Duration::from_secs(self.hold_limit),
+            hold_limit: self
+                .hold_limit
+                .map_or(HOLD_LIMIT_DEFAULT, Duration::from_secs),
             hooks: self.hooks.hooks(running),
             told: Box::new(|notice| tell(&notice)),
             ..SeedOptions::new(name.as_str().parse()?)

@@ -36,9 +36,10 @@ pub(super) struct SourceHookArgs {
     #[arg(long, value_name = "MOUNTPOINT")]
     freeze: Option<PathBuf>,
 
-    /// How long each of these commands may take, in seconds. Then it is ended, with all processes that
-    /// it has started, and has failed
-    #[arg(long, value_name = "SECONDS", default_value = "30",
+    /// How long each command of an --on-… option may take, in seconds. Then it is ended, with all processes
+    /// that it has started, and has failed
+    // Not under the heading of a service: `leech --on-chunk-local` goes without one.
+    #[arg(long, value_name = "SECONDS", default_value = "30", help_heading = None::<&str>,
           value_parser = clap::value_parser!(u64).range(1..=TIMEOUT_MAX_S))]
     hook_timeout: u64,
 }
